@@ -1,0 +1,170 @@
+"""RUN/: its paths, and files that are either whole or absent (temporary name, fsync, rename).
+
+    RUN/spec.yaml · manifest.json · status.json · metrics.jsonl · checkpoints/ · model/ ·
+    report.{json,md,html} · plots/*.png · logs/job.log
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from job.errors import JobError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run. `make()` creates the folders."""
+
+    root: Path
+
+    @property
+    def id(self) -> str:
+        return self.root.name
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def status(self) -> Path:
+        return self.root / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def plots(self) -> Path:
+        return self.root / "plots"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "logs" / "job.log"
+
+    def report(self, kind: str) -> Path:
+        """`kind` is json, md or html."""
+        return self.root / f"report.{kind}"
+
+    def make(self) -> None:
+        """Creates the folders; JobError where that is not allowed."""
+        for folder in (self.root, self.checkpoints, self.model, self.plots, self.log.parent):
+            with disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusals for `path` into one line with a cure."""
+    cures = {
+        errno.ENOSPC: "free some space or choose another folder with store.uri",
+        errno.EDQUOT: "the disk quota is used up; choose another folder with store.uri",
+        errno.EACCES: "give this user the right to write there, or choose another folder with store.uri",
+        errno.EPERM: "give this user the right to write there, or choose another folder with store.uri",
+        errno.EROFS: "the file system is read-only; choose another folder with store.uri",
+        errno.ENOTDIR: "a file stands where a folder is needed; choose another folder with store.uri",
+        errno.EEXIST: "a file stands where a folder is needed; choose another folder with store.uri",
+        errno.EISDIR: "a folder stands where a file is needed; remove it",
+    }
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in cures:
+            raise
+        raise JobError(str(path), (error.strerror or str(error)).lower(), cures[error.errno]) from error
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under `path` whole, or not at all: also after a kill or a power cut."""
+    with disk_errors(path):
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp gives 0600; a report is for reading
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Adds one JSON object to a .jsonl file; a reader ignores a last line without its newline."""
+    with disk_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a .jsonl file; one torn by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines if line]
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: RunFolder, provenance: dict[str, Any]) -> None:
+    """manifest.json: the provenance, and size and SHA-256 of every other file of the run."""
+    status_changes_later = {folder.manifest, folder.status}
+    files = [
+        {"path": path.relative_to(folder.root).as_posix(), "size": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.root.rglob("*"))
+        if path.is_file() and path not in status_changes_later and not path.name.endswith(".part")
+    ]
+    write_json(folder.manifest, {**provenance, "files": files})
+
+
+def write_status(folder: RunFolder, **fields: Any) -> None:
+    """The heartbeat: what the run is doing, and when it last said so (Unix seconds)."""
+    write_json(folder.status, {"run_id": folder.id, "time": time.time(), **fields})
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
