@@ -142,11 +142,10 @@ def sha256(path: Path) -> str:
 
 def write_manifest(folder: RunFolder, provenance: dict[str, Any]) -> None:
     """manifest.json: the provenance, and size and SHA-256 of every other file of the run."""
-    status_changes_later = {folder.manifest, folder.status}
     files = [
         {"path": path.relative_to(folder.root).as_posix(), "size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.root.rglob("*"))
-        if path.is_file() and path not in status_changes_later and not path.name.endswith(".part")
+        if path.is_file() and path != folder.manifest and not path.name.startswith(".")
     ]
     write_json(folder.manifest, {**provenance, "files": files})
 

@@ -1,0 +1,167 @@
+"""The command line: `python -m job VERB`. Each verb imports what it needs when it is called.
+
+Exit codes: 0 done · 1 the job failed · 2 bad spec or usage · 3 bad or missing data ·
+4 trained, but results not all uploaded · 75 interrupted and resumable.
+"""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from job.errors import JobError
+
+DESCRIPTION = "Trains and evaluates an image classifier from a YAML spec, and leaves checkpoints and a report."
+EPILOGUE = """\
+exit codes: 0 done, 1 the job failed, 2 bad spec or usage, 3 bad or missing data,
+4 trained but not everything uploaded, 75 interrupted (run the same id again to go on)
+
+first steps: python -m job run job/spec/samples/digits.yaml
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; a JobError is one line and an exit code. The only place that catches it."""
+    options = parser().parse_args(arguments)
+    try:
+        verb: Callable[[argparse.Namespace], int] = options.verb
+        return verb(options)
+    except JobError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 75
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has left: nothing to tell, nobody to tell it to
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m job", description=DESCRIPTION, epilog=EPILOGUE, formatter_class=argparse.RawTextHelpFormatter
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    spec = argparse.ArgumentParser(add_help=False)
+    spec.add_argument("spec", metavar="SPEC", help="the YAML file")
+    spec.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key: train.epochs=5")
+    shown = argparse.ArgumentParser(add_help=False)
+    shown.add_argument("--log-format", choices=("auto", "plain", "json"), default="auto", help="default: auto")
+    saved = argparse.ArgumentParser(add_help=False)
+    saved.add_argument("weights", metavar="RUN|CHECKPOINT", help="a run's folder, or a .pt file in it")
+    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    verb = verbs.add_parser("run", parents=[spec, shown, common], help="the whole job: data, train, evaluate, report")
+    verb.add_argument("--run-id", metavar="ID", help="name of the run's folder; an id that exists is resumed")
+    verb.set_defaults(verb=run)
+    verb = verbs.add_parser("validate", parents=[spec, common], help="check the spec alone")
+    verb.set_defaults(verb=validate)
+    verb = verbs.add_parser("plan", parents=[spec, shown, common], help="what would run; writes nothing")
+    verb.set_defaults(verb=plan)
+    verb = verbs.add_parser("tune", parents=[spec, shown, common], help="measure loader settings on this machine")
+    verb.set_defaults(verb=tune)
+    verb = verbs.add_parser("evaluate", parents=[saved, shown, common], help="test accuracy of saved weights")
+    verb.set_defaults(verb=evaluate)
+    verb = verbs.add_parser("predict", parents=[saved, common], help="class and probability of images")
+    verb.add_argument("images", metavar="IMAGE", nargs="+", type=Path)
+    verb.set_defaults(verb=predict)
+    verb = verbs.add_parser("report", parents=[common], help="render a run's report again")
+    verb.add_argument("run", metavar="RUN", type=Path, help="a run's folder")
+    verb.set_defaults(verb=report)
+    verb = verbs.add_parser("doctor", parents=[common], help="check this machine, a line each, with the cure")
+    verb.add_argument("spec", metavar="SPEC", nargs="?", help="also check what this spec needs")
+    verb.set_defaults(verb=doctor)
+    verb = verbs.add_parser("schema", parents=[common], help="JSON Schema of the spec, for editors")
+    verb.set_defaults(verb=schema)
+    return top
+
+
+def run(options: argparse.Namespace) -> int:
+    from job.interrupt import StopFlag
+    from job.spec.load import load
+
+    loaded = load(options.spec, options.set)
+    stop = StopFlag()
+    stop.install()
+    from job import console, pipeline
+
+    with console.make(options.log_format) as screen:
+        for event in pipeline.job(loaded, options.run_id, stop):
+            screen.show(event)
+    return 0
+
+
+def validate(options: argparse.Namespace) -> int:
+    from job.spec.load import load
+
+    load(options.spec, options.set)
+    print(f"{options.spec}: valid")
+    return 0
+
+
+def plan(options: argparse.Namespace) -> int:
+    from job import console, planning
+    from job.spec.load import load
+
+    made = planning.plan(load(options.spec, options.set), fetch=False)
+    with console.make(options.log_format) as screen:
+        for event in planning.describe(made):
+            screen.show(event)
+    return 0
+
+
+def tune(options: argparse.Namespace) -> int:
+    from job import console, planning
+    from job.spec.load import load
+
+    made = planning.plan(load(options.spec, options.set), fetch=True)
+    with console.make(options.log_format) as screen:
+        screen.show(planning.tuned(made))
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from job import console, inference
+
+    with console.make(options.log_format) as screen:
+        screen.show(inference.evaluate(Path(options.weights)))
+    return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    from job import inference
+
+    for line in inference.predict(Path(options.weights), options.images):
+        print(line)
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    from job.results.report import render
+    from job.runfolder import RunFolder
+
+    folder = RunFolder(options.run)
+    render(folder)
+    print(folder.report("html"))
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    from job import doctor as checks
+
+    lines, healthy = checks.examine(options.spec)
+    print("\n".join(lines))
+    return 0 if healthy else 1
+
+
+def schema(options: argparse.Namespace) -> int:
+    import json
+
+    from job.spec.load import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return 0

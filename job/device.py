@@ -1,0 +1,225 @@
+"""The one seam to the accelerator: which device, which number format, how many threads, and why.
+
+Everything below the spec that differs between CPU and CUDA is decided or wrapped here, so that the training
+step is the same lines on both. torch is imported inside the functions: this module is a leaf.
+"""
+
+import contextlib
+import os
+import platform
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from job.errors import JobError
+
+if TYPE_CHECKING:
+    import torch
+
+    from job.spec.schema import Train
+
+COMPILE_PAYS_AFTER = 600.0  # seconds of training; compiling costs about a minute and saves some tenths of the rest
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how tensors are computed. `reasons` says for each choice why, in a few words."""
+
+    kind: str  # cpu or cuda
+    name: str
+    precision: str  # fp32, tf32, bf16 or fp16
+    compile: bool
+    channels_last: bool
+    threads: int
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def tensor(self, value: Any, *, pinned: bool = False) -> "torch.Tensor":
+        """`value` (array or tensor) on the device; from pinned memory the copy does not wait."""
+        import torch
+
+        return torch.as_tensor(value).to(self.kind, non_blocking=pinned)
+
+    def place(self, module: "torch.nn.Module") -> "torch.nn.Module":
+        """The module on the device, in the chosen memory layout."""
+        import torch
+
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        placed: torch.nn.Module = module.to(self.kind, memory_format=layout)  # type: ignore[call-overload]
+        return placed
+
+    def compiled(self, module: "torch.nn.Module") -> "torch.nn.Module":
+        """The module as it is called in training; shares its weights with `module`."""
+        import torch
+
+        return torch.compile(module) if self.compile else module  # type: ignore[return-value]
+
+    def autocast(self) -> "contextlib.AbstractContextManager[Any]":
+        """Around forward and loss: chooses each operation's number format."""
+        import torch
+
+        formats = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        if self.precision not in formats:
+            return contextlib.nullcontext()
+        return torch.autocast(self.kind, dtype=formats[self.precision])
+
+    def scaler(self) -> "torch.amp.GradScaler":
+        """Loss scaling for fp16; does nothing in the other formats."""
+        import torch
+
+        return torch.amp.GradScaler(self.kind, enabled=self.precision == "fp16")
+
+    def wait(self) -> None:
+        """Returns when all queued work is done, so that a clock tells the truth."""
+        import torch
+
+        if self.kind == "cuda":
+            torch.cuda.synchronize()
+
+    def free_memory(self) -> int:
+        """Bytes that can still be taken on the device."""
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0]) if self.kind == "cuda" else available_memory()
+
+
+def choose(train: "Train", *, batch_norm: bool, deterministic: bool = False) -> Device:
+    """Settles every `auto` of the spec's train section that does not need a measurement, and configures torch."""
+    import torch
+
+    kind, why = _kind(train.device)
+    threads = cpu_count()
+    torch.set_num_threads(threads)
+    reasons = {"device": why, "threads": "the CPUs this process may use, by affinity and cgroup"}
+    if kind == "cuda":
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        refuse_unsupported(name, capability, torch.cuda.get_arch_list())
+        precision, reasons["precision"] = _cuda_precision(train.precision, capability)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
+        torch.backends.cudnn.benchmark = not deterministic  # picks the fastest kernel for the fixed batch shape
+    else:
+        name = cpu_name()
+        precision, reasons["precision"] = _cpu_precision(train.precision)
+        torch.set_flush_denormal(True)  # denormal numbers are slow on x86 and mean nothing to a network
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for to be deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    channels_last = (kind == "cuda" or batch_norm) if train.channels_last == "auto" else train.channels_last
+    given = train.channels_last != "auto"
+    reasons["channels_last"] = "as the spec says" if given else "convolutions with batch norm run faster in this layout"
+    compiling = train.compile is True
+    reasons["compile"] = "as the spec says" if train.compile != "auto" else "decided by the estimated run length"
+    return Device(kind, name, precision, compiling, channels_last, threads, reasons)
+
+
+def settle_compile(device: Device, wish: "bool | str", seconds: float) -> Device:
+    """Compiles by itself only on CUDA, and only when the estimated training time earns it back."""
+    if wish != "auto":
+        return device
+    pays = device.kind == "cuda" and seconds >= COMPILE_PAYS_AFTER
+    why = f"about {seconds:.0f} s of training {'earn' if pays else 'do not earn'} back the compilation"
+    if device.kind != "cuda":
+        why = "on CPU the compiler's time is rarely earned back"
+    return replace(device, compile=pays, reasons={**device.reasons, "compile": why})
+
+
+def refuse_unsupported(name: str, capability: tuple[int, int], built_for: list[str]) -> None:
+    """JobError when this torch build has no code for the GPU; sm_86 code runs on 8.6 and later 8.x, PTX on all later."""
+    versions = [(arch.split("_")[0], int("".join(filter(str.isdigit, arch.split("_")[1])))) for arch in built_for]
+    mine = capability[0] * 10 + capability[1]
+    runs = any(
+        (kind == "sm" and version // 10 == capability[0] and version <= mine) or (kind == "compute" and version <= mine)
+        for kind, version in versions
+    )
+    if not runs:
+        raise JobError(
+            f"GPU {name} (sm_{mine})",
+            f"this build of torch has no code for it, only for {', '.join(built_for)}",
+            "use an image whose torch was built for that architecture, or train.device: cpu",
+        )
+
+
+def gpus() -> list[tuple[str, str | None, int, int]]:
+    """Each GPU torch sees: its name, why it cannot be used (or None), free and total bytes."""
+    import torch
+
+    found = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        name, problem = torch.cuda.get_device_name(index), None
+        try:
+            refuse_unsupported(name, torch.cuda.get_device_capability(index), torch.cuda.get_arch_list())
+        except JobError as error:
+            problem = str(error)
+        found.append((name, problem, *torch.cuda.mem_get_info(index)))
+    return found
+
+
+def cpu_count() -> int:
+    """CPUs this process may use: affinity, and the cgroup's quota rounded up (as containers are limited)."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_cpus(Path("/sys/fs/cgroup"))
+    return max(1, min(allowed, allowed if quota is None else -(-quota[0] // quota[1])))
+
+
+def cgroup_cpus(root: Path) -> tuple[int, int] | None:
+    """(quota, period) in µs of the process's cgroup, v2 or v1; None without a limit."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else (int(quota), int(period))
+    with contextlib.suppress(OSError, ValueError):
+        micro = int((root / "cpu/cpu.cfs_quota_us").read_text())
+        return None if micro <= 0 else (micro, int((root / "cpu/cpu.cfs_period_us").read_text()))
+    return None
+
+
+def available_memory(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes this process can still take: what the machine has left, and what its cgroup allows."""
+    free = 2**62
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        line = next(line for line in proc.read_text().splitlines() if line.startswith("MemAvailable:"))
+        free = int(line.split()[1]) * 1024
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            free = min(free, int((cgroup / limit).read_text()) - int((cgroup / used).read_text()))
+    return max(free, 0)
+
+
+def cpu_name() -> str:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _kind(wish: str) -> tuple[str, str]:
+    import torch
+
+    if wish == "cpu":
+        return "cpu", "as the spec says"
+    if torch.cuda.is_available():
+        return "cuda", "as the spec says" if wish == "cuda" else "a GPU is there"
+    if wish == "cuda":
+        raise JobError(
+            "train.device",
+            "cuda is asked for and no GPU can be used here",
+            "start the container with --gpus all, check nvidia-smi, or set train.device: auto",
+        )
+    return "cpu", "no GPU was found"
+
+
+def _cuda_precision(wish: str, capability: tuple[int, int]) -> tuple[str, str]:
+    if wish == "bf16" and capability < (8, 0):
+        raise JobError("train.precision", f"bf16 needs compute capability 8.0, this GPU has {capability}", "use fp16")
+    if wish != "auto":
+        return wish, "as the spec says"
+    if capability >= (8, 0):
+        return "bf16", "this GPU computes bf16 natively"
+    return ("fp16", "tensor cores, but no bf16") if capability >= (7, 0) else ("fp32", "no tensor cores")
+
+
+def _cpu_precision(wish: str) -> tuple[str, str]:
+    if wish in ("fp16", "tf32"):
+        raise JobError("train.precision", f"{wish} needs a GPU and this run is on CPU", "use auto, fp32 or bf16")
+    return ("fp32", "on CPU") if wish == "auto" else (wish, "as the spec says")

@@ -1,0 +1,29 @@
+"""Every image of a split once, exactly: class probabilities, in the split's own order."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from job.data.dataset import Split
+from job.data.loader import Pixels, in_order
+from job.device import Device
+from job.results.metrics import Predictions
+
+
+def predict(
+    module: nn.Module, split: Split, device: Device, pixels: Pixels, poll: Callable[[], None] | None = None
+) -> Predictions:
+    """Softmax of the logits in float32. `poll` is called at each batch and may raise to leave early."""
+    training = module.training
+    module.eval()
+    found = []
+    with torch.inference_mode(), device.autocast():
+        for batch in in_order(split, device, pixels):
+            if poll is not None:
+                poll()
+            found.append(module(batch.images).float().softmax(1))
+    module.train(training)
+    probabilities = torch.cat(found).cpu().numpy().astype(np.float32, copy=False)
+    return Predictions(probabilities, np.asarray(split.labels))

@@ -1,0 +1,110 @@
+"""What is watched while training: losses without waiting for the device at each step, and which weights are best."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from job.errors import JobError
+from job.spec.schema import Stop
+from job.training.trainer import StepDone
+
+CHECK_EVERY = 100  # steps between two looks at the losses: each look waits for the device
+
+
+class Losses:
+    """Collects losses on the device and reads them in groups. A loss that is no number ends the run."""
+
+    def __init__(self) -> None:
+        self.waiting: list[StepDone] = []
+        self.epoch: list[float] = []  # of this epoch, as far as read
+        self.window: list[float] = []  # since the last line of running loss
+
+    def add(self, done: StepDone) -> None:
+        self.waiting.append(done)
+
+    def read(self) -> None:
+        """Brings the waiting losses to the host. JobError names the first step whose loss is not finite."""
+        if not self.waiting:
+            return
+        values = torch.stack([done.loss for done in self.waiting]).float().tolist()
+        for done, value in zip(self.waiting, values, strict=True):
+            if not math.isfinite(value):
+                raise diverged(done.epoch, done.step, done.lr, f"the loss is {value}")
+        self.waiting = []
+        self.epoch += values
+        self.window += values
+
+    def take_window(self) -> float:
+        """Mean since the last call."""
+        mean, self.window = sum(self.window) / len(self.window), []
+        return mean
+
+    def take_epoch(self) -> float:
+        """Mean over the epoch; begins the next."""
+        mean, self.epoch, self.window = sum(self.epoch) / len(self.epoch), [], []
+        return mean
+
+    def to_dict(self) -> dict[str, Any]:
+        assert not self.waiting
+        return {"epoch": self.epoch, "window": self.window}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.epoch, self.window = list(saved["epoch"]), list(saved["window"])
+
+
+def diverged(epoch: int, step: int, lr: float, what: str) -> JobError:
+    cure = "lower optimizer.lr, add schedule.warmup_epochs or set train.clip_grad_norm"
+    return JobError(f"epoch {epoch + 1}, step {step}, learning rate {lr:.4g}", what, cure)
+
+
+def refuse_broken(module: nn.Module, epoch: int, step: int, lr: float) -> None:
+    """Weights that are no numbers are never saved over good ones."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in module.parameters()):
+        raise diverged(epoch, step, lr, "the weights are not finite")
+
+
+@dataclass
+class Selection:
+    """Best weights and early stopping, by the loss on the validation part alone."""
+
+    rule: Stop
+    loss: float = math.inf
+    epoch: int | None = None
+    without_improvement: int = 0
+    _plain: tuple[str, ...] = field(default=("loss", "epoch", "without_improvement"), repr=False)
+
+    def improved(self, loss: float, epoch: int) -> bool:
+        """Takes in an evaluation; True when these are the best weights so far."""
+        if loss < self.loss - self.rule.min_delta:
+            self.without_improvement = 0
+        else:
+            self.without_improvement += 1
+        if loss < self.loss:
+            self.loss, self.epoch = loss, epoch
+            return True
+        return False
+
+    @property
+    def why_stop(self) -> str | None:
+        """In words, once patience is used up."""
+        if self.rule.patience is None or self.without_improvement < self.rule.patience:
+            return None
+        return (
+            f"the validation loss has not fallen by more than {self.rule.min_delta:g} "
+            f"in {self.without_improvement} evaluations (stop.patience)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._plain}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        for name in self._plain:
+            setattr(self, name, saved[name])
+
+
+def copy_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they are now, on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}

@@ -1,0 +1,122 @@
+"""The training loop, as a generator: the caller decides when to print, evaluate, save and stop.
+
+`train` yields StepDone after each mini-batch and EpochDone after each epoch. At every yield that says `whole` the
+State is complete: saved there and restored, the remaining steps are the same as if nothing had happened.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from job.data.loader import TrainingBatches
+from job.device import Device
+from job.spec.schema import Spec
+from job.training.optim import Ema, learning_rate, make_optimizer
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One mini-batch. `loss` stays on the device, so that reading it is the caller's choice."""
+
+    epoch: int  # from 0
+    step: int  # mini-batches done in this epoch, from 1
+    loss: Tensor
+    lr: float
+    images: int
+    whole: bool  # no gradients are waiting: the state can be saved here
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """One pass over the training split."""
+
+    epoch: int
+    lr: float
+    images: int
+    seconds: float
+
+
+class State:
+    """What training changes: weights, optimizer, average, scaler, and the place in the run."""
+
+    def __init__(self, module: nn.Module, spec: Spec, device: Device) -> None:
+        self.module = module
+        self.optimizer = make_optimizer(module, spec.optimizer, device.kind)
+        self.ema = None if spec.train.ema is None else Ema(module, spec.train.ema)
+        self.scaler = device.scaler()
+        self.epoch = 0  # epochs done
+        self.step = 0  # mini-batches done in the epoch under way
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only, so that weights_only loading takes it."""
+        return {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "random": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.module.load_state_dict(saved["module"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(saved["ema"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.epoch, self.step = saved["epoch"], saved["step"]
+        torch.set_rng_state(saved["random"]["cpu"])
+        if torch.cuda.is_available() and saved["random"]["cuda"]:
+            torch.cuda.set_rng_state_all(saved["random"]["cuda"])
+
+
+def train(state: State, batches: TrainingBatches, spec: Spec, device: Device) -> Iterator[StepDone | EpochDone]:
+    """From where the state stands to the last epoch of the spec."""
+    forward, criterion = device.compiled(state.module), nn.CrossEntropyLoss(label_smoothing=spec.train.label_smoothing)
+    steps = len(batches)
+    while state.epoch < spec.train.epochs:
+        began, images, lr = time.monotonic(), 0, 0.0
+        state.module.train()
+        for batch in batches.epoch(state.epoch, state.step):
+            at = state.epoch * steps + state.step
+            lr = learning_rate(at, steps, spec.train.epochs, spec.optimizer.lr, spec.schedule)
+            with device.autocast():
+                loss = criterion(forward(batch.images), batch.labels)
+            share = loss if spec.train.accumulate == 1 else loss / _group_size(state.step, steps, spec.train.accumulate)
+            state.scaler.scale(share).backward()
+            state.step += 1
+            whole = state.step % spec.train.accumulate == 0 or state.step == steps
+            if whole:
+                _update(state, lr, spec.train.clip_grad_norm)
+            images += len(batch.labels)
+            yield StepDone(state.epoch, state.step, loss.detach(), lr, len(batch.labels), whole)
+        device.wait()
+        state.epoch, state.step = state.epoch + 1, 0
+        yield EpochDone(state.epoch - 1, lr, images, time.monotonic() - began)
+
+
+def _update(state: State, lr: float, longest: float | None) -> None:
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_ratio", 1.0)
+    if longest is not None:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.module.parameters(), longest)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.update()
+
+
+def _group_size(step: int, steps: int, accumulate: int) -> int:
+    """Mini-batches in this step's group: the last group of an epoch may be short."""
+    first = step - step % accumulate
+    return min(accumulate, steps - first)
