@@ -1,0 +1,94 @@
+"""The seam to the accelerator, as far as it can be shown without one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from job import device
+from job.device import available_memory, cgroup_cpus, choose, cpu_count, refuse_unsupported, settle_compile
+from job.errors import JobError
+from job.spec.schema import Train
+
+TORCH_2_14_CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)])
+def test_a_gpu_with_code_for_it_is_taken(capability: tuple[int, int]) -> None:
+    refuse_unsupported("GPU", capability, TORCH_2_14_CUDA_13)
+
+
+@pytest.mark.parametrize(("name", "capability"), [("Tesla P100", (6, 0)), ("Tesla V100", (7, 0))])
+def test_a_gpu_without_code_is_refused_by_name(name: str, capability: tuple[int, int]) -> None:
+    with pytest.raises(JobError) as caught:
+        refuse_unsupported(name, capability, TORCH_2_14_CUDA_13)
+    assert str(caught.value).startswith(f"GPU {name} (sm_{capability[0]}{capability[1]}): this build of torch has no code")
+
+
+def test_portable_code_runs_on_later_gpus() -> None:
+    refuse_unsupported("new", (13, 0), ["sm_90", "compute_120"])
+    with pytest.raises(JobError):
+        refuse_unsupported("old", (8, 0), ["compute_90"])
+
+
+def test_letters_after_the_number_are_no_obstacle() -> None:
+    refuse_unsupported("H100", (9, 0), ["sm_90a"])
+
+
+def test_the_cgroup_quota_is_read_in_both_versions(tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/cpu.max").write_text("150000 100000\n")
+    assert cgroup_cpus(tmp_path / "two") == (150000, 100000)
+    (tmp_path / "two/cpu.max").write_text("max 100000\n")
+    assert cgroup_cpus(tmp_path / "two") is None
+    (tmp_path / "one/cpu").mkdir(parents=True)
+    (tmp_path / "one/cpu/cpu.cfs_quota_us").write_text("50000\n")
+    (tmp_path / "one/cpu/cpu.cfs_period_us").write_text("100000\n")
+    assert cgroup_cpus(tmp_path / "one") == (50000, 100000)
+    assert cgroup_cpus(tmp_path / "none") is None
+
+
+def test_half_a_cpu_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "cgroup_cpus", lambda root: (50000, 100000))
+    assert cpu_count() == 1
+
+
+def test_the_cgroup_limits_what_memory_is_left(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable: 1000 kB\n")
+    assert available_memory(tmp_path / "meminfo", tmp_path) == 1000 * 1024
+    (tmp_path / "memory.max").write_text("500000\n")
+    (tmp_path / "memory.current").write_text("200000\n")
+    assert available_memory(tmp_path / "meminfo", tmp_path) == 300000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(tmp_path / "meminfo", tmp_path) == 1000 * 1024
+
+
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_what_needs_a_gpu_is_refused_on_cpu(precision: str) -> None:
+    with pytest.raises(JobError, match=f"train.precision: {precision} needs a GPU"):
+        choose(Train.model_validate({"device": "cpu", "precision": precision}), batch_norm=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_asking_for_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(JobError, match="no GPU can be used here"):
+        choose(Train(device="cuda"), batch_norm=True)
+
+
+def test_every_choice_has_a_reason() -> None:
+    chosen = choose(Train(device="cpu"), batch_norm=True)
+    assert (chosen.kind, chosen.precision, chosen.compile) == ("cpu", "fp32", False)
+    assert set(chosen.reasons) >= {"device", "precision", "compile", "channels_last", "threads"}
+
+
+def test_bf16_on_cpu_is_the_users_choice() -> None:
+    chosen = choose(Train(device="cpu", precision="bf16"), batch_norm=False)
+    with chosen.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("kind", "seconds", "pays"), [("cpu", 1e6, False), ("cuda", 5.0, False), ("cuda", 3600.0, True)])
+def test_compiling_has_to_pay(kind: str, seconds: float, pays: bool) -> None:
+    chosen = device.Device(kind, "x", "fp32", False, False, 1)
+    assert settle_compile(chosen, "auto", seconds).compile is pays
+    assert settle_compile(chosen, False, seconds) is chosen
