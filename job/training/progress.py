@@ -1,7 +1,7 @@
 """What is watched while training: losses without waiting for the device at each step, and which weights are best."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from job.errors import JobError
 from job.spec.schema import Stop
 from job.training.trainer import StepDone
 
+SELECTION_STATE = ("loss", "epoch", "reference", "without_improvement")
 CHECK_EVERY = 100  # steps between two looks at the losses: each look waits for the device
 
 
@@ -71,15 +72,15 @@ class Selection:
     """Best weights and early stopping, by the loss on the validation part alone."""
 
     rule: Stop
-    loss: float = math.inf
+    loss: float = math.inf  # the lowest seen, and its epoch
     epoch: int | None = None
+    reference: float = math.inf  # the loss of the last improvement that counted
     without_improvement: int = 0
-    _plain: tuple[str, ...] = field(default=("loss", "epoch", "without_improvement"), repr=False)
 
     def improved(self, loss: float, epoch: int) -> bool:
         """Takes in an evaluation; True when these are the best weights so far."""
-        if loss < self.loss - self.rule.min_delta:
-            self.without_improvement = 0
+        if loss < self.reference - self.rule.min_delta:
+            self.reference, self.without_improvement = loss, 0
         else:
             self.without_improvement += 1
         if loss < self.loss:
@@ -98,10 +99,10 @@ class Selection:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self._plain}
+        return {name: getattr(self, name) for name in SELECTION_STATE}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        for name in self._plain:
+        for name in SELECTION_STATE:
             setattr(self, name, saved[name])
 
 

@@ -1,0 +1,116 @@
+"""Checkpoints are whole or passed over, and never cost the one before them."""
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from job.errors import JobError
+from job.runfolder import RunFolder
+from job.training import checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    made = RunFolder(tmp_path / "run")
+    made.make()
+    return made
+
+
+def save(folder: RunFolder, total: int, keep: int = 3) -> Path:
+    return checkpoint.save(folder, {"weights": torch.full((4,), float(total)), "epoch": total}, total, 0, total, keep)
+
+
+def test_what_was_saved_is_read_without_running_code(folder: RunFolder) -> None:
+    path = save(folder, 7)
+    restored = checkpoint.newest(folder)
+    assert restored is not None
+    assert (restored.path, restored.state["epoch"], restored.refused) == (path, 7, ())
+    assert torch.equal(torch.load(path, weights_only=True)["weights"], torch.full((4,), 7.0))
+
+
+def test_only_the_newest_are_kept(folder: RunFolder) -> None:
+    for total in range(1, 6):
+        save(folder, total, keep=2)
+    assert sorted(path.name for path in folder.checkpoints.glob("*.pt")) == ["step-00000004.pt", "step-00000005.pt"]
+    pointer = json.loads((folder.checkpoints / "latest.json").read_text())
+    assert [entry["file"] for entry in pointer["files"]] == ["step-00000005.pt", "step-00000004.pt"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "gone"])
+def test_a_damaged_one_is_passed_over_and_said(folder: RunFolder, damage: str) -> None:
+    save(folder, 1)
+    path = save(folder, 2)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:100])
+    elif damage == "changed":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    else:
+        path.unlink()
+    restored = checkpoint.newest(folder)
+    assert restored is not None
+    assert restored.state["epoch"] == 1
+    assert len(restored.refused) == 1
+    assert restored.refused[0].startswith(str(path))
+
+
+def test_none_whole_is_an_error_none_at_all_is_not(folder: RunFolder) -> None:
+    assert checkpoint.newest(folder) is None
+    save(folder, 1).write_bytes(b"")
+    with pytest.raises(JobError, match="no checkpoint of this run is whole"):
+        checkpoint.newest(folder)
+
+
+def test_a_kill_between_checkpoint_and_pointer_leaves_the_one_before(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(folder, 1)
+
+    def killed(path: Path, value: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(folder, 2)
+    restored = checkpoint.newest(folder)
+    assert restored is not None
+    assert restored.state["epoch"] == 1
+
+
+def test_a_full_disk_is_told_before_and_costs_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(folder, 1)
+    usage = namedtuple("usage", "total used free")  # noqa: PYI024 - the shape shutil answers in
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(JobError, match=r"0 MiB are free, a checkpoint takes 0; the last one is whole; free some space"):
+        save(folder, 2)
+    restored = checkpoint.newest(folder)
+    assert restored is not None
+    assert restored.state["epoch"] == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"PK\x03\x04 half a zip", b"hello"])
+def test_a_foreign_file_is_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    with pytest.raises(JobError, match=r"weights\.pt: this is not a whole checkpoint; take another file"):
+        checkpoint.read(path)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pt"
+    torch.save(Path, path)  # a class by reference: unpickling imports and hands out whatever it names
+    with pytest.raises(JobError, match="not a whole checkpoint"):
+        checkpoint.read(path)
+
+
+def test_weights_are_a_plain_state_dict(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(3, 2)
+    checkpoint.save_weights(tmp_path / "model.pt", layer.state_dict())
+    other = torch.nn.Linear(3, 2)
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    assert torch.equal(other.weight, layer.weight)
