@@ -1,0 +1,81 @@
+# One entry point for people and CI: `make` alone prints what there is. Targets that need the environment make it.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3.12 python3.11 python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+NO_PYTHON := make: Python 3.11 or 3.12 with its venv module is needed and was not found \
+  (on Debian and Ubuntu: apt install python3-venv; elsewhere name it: make PYTHON=/path/to/python3.12)
+
+# The first of the words in PYTHON that runs, has the version and can make an environment.
+FIND_PYTHON = for python in $(PYTHON); do $$python -c 'import sys, ensurepip, venv; \
+  sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' 2>/dev/null && break; python=; done; \
+  test -n "$$python" || { echo '$(NO_PYTHON)' >&2; exit 1; }
+
+# pip tells of what takes time only; its complaints are shown when it fails.
+PIP = $(BIN)/pip --disable-pip-version-check
+BRIEFLY = 2>$(VENV)/pip.log | sed -unE 's/^ *(Downloading|Using cached) ([^-]+)-([^-]+)-.*\(([0-9.]+ [MG]B)\).*/  \2 \3, \4/p; \
+  s/^Installing collected.*/  installing/p' || { tail -n 25 $(VENV)/pip.log >&2; exit 1; }
+
+LOCK = $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-emit-options \
+  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+SCRIPTS = $(shell grep -rlIE '^\#!.*\b(ba)?sh$$' .ci docker infra tests)
+
+##@ Use
+
+.PHONY: help
+help: ## Print this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP) ## Make the environment in .venv from the lock files; does nothing when it is up to date
+
+$(STAMP): requirements.txt requirements-dev.txt
+	@$(FIND_PYTHON); echo "Setting up $(VENV) with $$($$python --version): about 3 GB to download the first time, some minutes"; \
+	  $$python -m venv $(VENV)
+	@$(PIP) install --require-hashes --requirement requirements-dev.txt $(BRIEFLY)
+	@$(PIP) install --no-deps --no-build-isolation --editable . $(BRIEFLY)
+	@touch $@
+
+.PHONY: demo
+demo: setup ## Run the whole job on bundled handwriting: no download, no cloud, no GPU, under a minute
+	@$(BIN)/python -m job run job/spec/samples/digits.yaml
+
+.PHONY: clean
+clean: ## Remove the environment and the caches; runs and data stay
+	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+##@ Check
+
+.PHONY: check
+check: setup ## Lint, format, types, layers, spelling, shell scripts
+	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet && echo "ruff: clean"
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/codespell && $(BIN)/shellcheck $(SCRIPTS) && echo "codespell, shellcheck: clean"
+
+.PHONY: test
+test: check ## Everything in check, then all tests
+	@$(BIN)/python -m pytest
+
+.PHONY: format
+format: setup ## Put the code into form: imports, layout, what ruff can mend
+	@$(BIN)/ruff check --fix --quiet; $(BIN)/ruff format --quiet
+
+.PHONY: lock
+lock: setup ## Pin the dependencies of pyproject.toml anew; LOCK_FLAGS=--upgrade takes newer ones
+	$(LOCK) $(LOCK_FLAGS) --output-file requirements.txt pyproject.toml
+	$(LOCK) $(LOCK_FLAGS) --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
+	@sed -i 's|$(CURDIR)/||' requirements.txt requirements-dev.txt
+
+##@ Measure
+
+.PHONY: bench
+bench: setup ## Time the tutorial's script against the job, alternately; needs CIFAR-10 in JOB_DATA_ROOT
+	@$(BIN)/python tests/bench/tutorial.py $(BENCH_FLAGS)
