@@ -24,7 +24,7 @@ SECRETS = {
     "OCID of a real resource": re.compile(r"\bocid1\.[a-z0-9]+\.oc1\.[a-z0-9-]*\." + r"[a-z0-9]{60}\b"),
 }
 INDEXES = re.compile(r"pypi\." + r"org|files\.python" + r"hosted|registry\." + r"npmjs|--(extra-)?index-" + "url[ =]h")
-PLACES = re.compile(r"\.\./" + r"shared|/(root|home|work)/[a-z]|/opt/" + "pypi")
+PLACES = re.compile(r"\.\./" + r"shared|/(home|Users)/[a-z]+/|/root" + "/")
 
 
 def tracked() -> list[Path]:
