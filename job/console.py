@@ -20,7 +20,9 @@ class Console(Protocol):
 
     def __enter__(self) -> "Console": ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 def make(log_format: str, out: TextIO | None = None) -> Console:

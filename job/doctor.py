@@ -38,7 +38,10 @@ def _gpu() -> Iterator[tuple[bool, str]]:
     if not found and seen["gpu"] is None:
         yield True, "GPU: none; the job runs on CPU"
     elif not found:
-        yield False, f"GPU: {seen['gpu']}, driver {seen['driver']}: torch cannot use it; CUDA 13 needs driver 580 or later"
+        yield (
+            False,
+            f"GPU: {seen['gpu']}, driver {seen['driver']}: torch cannot use it; CUDA 13 needs driver 580 or later",
+        )
     for index, (name, problem, free, total) in enumerate(found):
         memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
         facts = f"{name}, driver {seen['driver']}, {memory}"

@@ -16,15 +16,15 @@ from pathlib import Path
 
 from job import planning, reporting
 from job.errors import Interrupted, JobError, UsageError
-from job.events import Begun, Ended, EpochEnded, Event, Note, Progress, Result, RunningLoss, Saved, describe
+from job.events import Begun, Ended, EpochEnded, Event, Note, Progress, Result, Saved, describe
 from job.interrupt import StopFlag
-from job.planning import Plan, Ready
+from job.planning import Plan
 from job.runfolder import RunFolder, append_line, disk_errors, read_lines, write_status, write_text
 from job.spec.load import Loaded, difference, dump, parse, spec_hash
 from job.spec.schema import Spec
-from job.training import checkpoint, session
+from job.training import checkpoint
 from job.training.session import Session
-from job.training.trainer import EpochDone, StepDone
+from job.training.trainer import StepDone
 
 HEARTBEAT = 5.0  # seconds between two writes of status.json
 PROGRESS_EVERY = 0.25  # seconds between two Progress events
@@ -41,42 +41,46 @@ def job(loaded: Loaded, run_id: str | None, stop: StopFlag) -> Iterator[Event]:
     with locked(folder):
         resumed = begin(folder, loaded)
         yield Begun(folder.id, str(folder.root), resumed)
+        made, training = None, None
         try:
             write_status(folder, status="running", phase="data")
             made = planning.plan(loaded, fetch=True)
-            with contextlib.closing(run(made, folder, stop, began)) as events, stop.deferred():
-                for event in events:
+            training = new_session(made, folder)
+            with stop.deferred():
+                for event in run(made, training, folder, stop, began):
                     _log(folder, event)
                     if isinstance(event, Ended):  # nothing is written after the manifest: it names every byte
                         write_status(folder, status="complete", accuracy=event.accuracy)
                         reporting.seal(made, folder)
                     yield event
-        except JobError as error:
-            kind = "interrupted" if isinstance(error, Interrupted) else "failed"
-            _end_badly(folder, kind, str(error))
-            raise
         except Exception as error:
-            _end_badly(folder, "failed", f"{type(error).__name__}: {error}")
+            known = isinstance(error, JobError)
+            status = "interrupted" if isinstance(error, Interrupted) else "failed"
+            why = str(error) if known else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(JobError, OSError):  # a full disk may refuse even this; the exit code still tells
+                _log(folder, Note(why, "warning"))
+                write_status(folder, status=status, reason=why)
+                reporting.partial(made, folder, training, began, status, why)
             raise
 
 
-def run(made: Plan, folder: RunFolder, stop: StopFlag, began: float) -> Iterator[Event]:
-    """Trains what was planned, then evaluates and reports."""
-    spec, ready = made.loaded.spec, made.ready
+def new_session(made: Plan, folder: RunFolder) -> Session:
+    ready = made.ready
     assert ready is not None
+    return Session(made.loaded.spec, ready.splits, ready.network, ready.loader.settings, folder)
+
+
+def run(made: Plan, training: Session, folder: RunFolder, stop: StopFlag, began: float) -> Iterator[Event]:
+    """Trains what was planned, then evaluates and reports."""
     yield from planning.describe(made)
-    training = Session(spec, ready.splits, ready.network, ready.loader.settings, folder)
-    if spec.checkpoint.resume == "auto":
+    if made.loaded.spec.checkpoint.resume == "auto":
         yield from _resume(training, folder)
     limit = None if made.limit is None else (began + made.limit[0], made.limit[1])
-    training_began = time.monotonic()
-    yield from _train(training, made, folder, stop, limit)
-    made.seconds["train"] = time.monotonic() - training_began
-
+    with _timed(made, "train"):
+        yield from _train(training, made, folder, stop, limit)
     write_status(folder, status="running", phase="evaluate")
-    evaluating = time.monotonic()
-    outcome = training.finish(lambda: _leave_if_asked(stop, limit, folder))
-    made.seconds["evaluate"] = time.monotonic() - evaluating
+    with _timed(made, "evaluate"):
+        outcome = training.finish(lambda: _leave_if_asked(stop, limit, folder))
     test = outcome.test
     classes = tuple((name, result.accuracy) for name, result in test.per_class.items())
     yield Result(test.accuracy, test.interval, test.count, test.loss, classes, outcome.weights)
@@ -90,9 +94,8 @@ def run(made: Plan, folder: RunFolder, stop: StopFlag, began: float) -> Iterator
 def _train(
     training: Session, made: Plan, folder: RunFolder, stop: StopFlag, limit: tuple[float, str] | None
 ) -> Iterator[Event]:
-    spec, ready = made.loaded.spec, made.ready
-    assert ready is not None
-    pace = _Pace(folder, spec.train.epochs, len(training.batches), len(ready.splits.train.labels))
+    spec = made.loaded.spec
+    pace = _Pace(folder, spec.train.epochs, len(training.batches), training.batches.count)
     for done in training.steps():
         if isinstance(done, StepDone):
             if loss := training.watch(done):
@@ -250,8 +253,10 @@ def _log(folder: RunFolder, event: Event) -> None:
         log.writelines(f"{stamp} {line}\n" for line in describe(event))
 
 
-def _end_badly(folder: RunFolder, status: str, why: str) -> None:
-    """Says in the folder how it ended. A full disk may refuse even that; the exit code still tells."""
-    with contextlib.suppress(JobError, OSError):
-        _log(folder, Note(why, "warning"))
-        write_status(folder, status=status, reason=why)
+@contextlib.contextmanager
+def _timed(made: Plan, phase: str) -> Iterator[None]:
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        made.seconds[phase] = time.monotonic() - began

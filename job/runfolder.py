@@ -1,7 +1,7 @@
 """RUN/: its paths, and files that are either whole or absent (temporary name, fsync, rename).
 
-    RUN/spec.yaml · manifest.json · status.json · metrics.jsonl · checkpoints/ · model/ ·
-    report.{json,md,html} · plots/*.png · logs/job.log
+RUN/spec.yaml · manifest.json · status.json · metrics.jsonl · checkpoints/ · model/ ·
+report.{json,md,html} · plots/*.png · logs/job.log
 """
 
 import contextlib

@@ -69,7 +69,15 @@ def test_a_terminal_shows_everything_and_takes_names_as_text() -> None:
         for event in EVENTS:
             screen.show(event)
     text = out.getvalue()
-    for expected in ("digits-1", "3 images are grey", "[1,  2000] loss: 2.123", "1000", "[bold]cat", "55.12%", "report.html"):
+    for expected in (
+        "digits-1",
+        "3 images are grey",
+        "[1,  2000] loss: 2.123",
+        "1000",
+        "[bold]cat",
+        "55.12%",
+        "report.html",
+    ):
         assert expected in text
 
 

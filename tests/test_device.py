@@ -22,7 +22,9 @@ def test_a_gpu_with_code_for_it_is_taken(capability: tuple[int, int]) -> None:
 def test_a_gpu_without_code_is_refused_by_name(name: str, capability: tuple[int, int]) -> None:
     with pytest.raises(JobError) as caught:
         refuse_unsupported(name, capability, TORCH_2_14_CUDA_13)
-    assert str(caught.value).startswith(f"GPU {name} (sm_{capability[0]}{capability[1]}): this build of torch has no code")
+    assert str(caught.value).startswith(
+        f"GPU {name} (sm_{capability[0]}{capability[1]}): this build of torch has no code"
+    )
 
 
 def test_portable_code_runs_on_later_gpus() -> None:
@@ -87,7 +89,9 @@ def test_bf16_on_cpu_is_the_users_choice() -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("kind", "seconds", "pays"), [("cpu", 1e6, False), ("cuda", 5.0, False), ("cuda", 3600.0, True)])
+@pytest.mark.parametrize(
+    ("kind", "seconds", "pays"), [("cpu", 1e6, False), ("cuda", 5.0, False), ("cuda", 3600.0, True)]
+)
 def test_compiling_has_to_pay(kind: str, seconds: float, pays: bool) -> None:
     chosen = device.Device(kind, "x", "fp32", False, False, 1)
     assert settle_compile(chosen, "auto", seconds).compile is pays

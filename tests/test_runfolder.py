@@ -47,9 +47,7 @@ def test_written_files_obey_the_umask(tmp_path: Path) -> None:
         (errno.EACCES, "permission denied; give this user the right"),
     ],
 )
-def test_the_disk_says_no_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
-) -> None:
+def test_the_disk_says_no_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str) -> None:
     def refuse(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 

@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on, whole on disk, named by a pointer that is written last.
 
-    checkpoints/step-00000782.pt     torch.save of tensors and plain values: torch.load(weights_only=True) reads it
-    checkpoints/latest.json          {"files": [{"file", "sha256", "epoch", "step"}, …]}, newest first
+checkpoints/step-00000782.pt     torch.save of tensors and plain values: torch.load(weights_only=True) reads it
+checkpoints/latest.json          {"files": [{"file", "sha256", "epoch", "step"}, …]}, newest first
 """
 
 import contextlib
@@ -63,7 +63,9 @@ def newest(folder: RunFolder) -> Restored | None:
         else:
             return Restored(read(path), path, tuple(refused))
     if refused:
-        raise JobError(refused[0].partition(": ")[0], "no checkpoint of this run is whole", "start a run with another id")
+        raise JobError(
+            refused[0].partition(": ")[0], "no checkpoint of this run is whole", "start a run with another id"
+        )
     return None
 
 

@@ -24,7 +24,9 @@ def test_no_shape_no_price() -> None:
 
 
 def test_a_cap_needs_a_known_price() -> None:
-    with pytest.raises(SpecError, match=r"VM\.GPU\.A10 has no known price, and max_cost needs one; did you mean VM\.GPU\.A10"):
+    with pytest.raises(
+        SpecError, match=r"VM\.GPU\.A10 has no known price, and max_cost needs one; did you mean VM\.GPU\.A10"
+    ):
         usd_per_hour(Resources(shape="VM.GPU.A10", max_cost=5.0))
 
 
