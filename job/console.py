@@ -174,7 +174,8 @@ class LiveConsole:
 
 def progress_line(event: Progress) -> str:
     left = "" if event.seconds_left is None else f", {clock(event.seconds_left)} left"
-    return f"Epoch {event.epoch}/{event.epochs}, step {event.step}/{event.steps}, {event.images_per_second:,.0f} images/s{left}"
+    where = f"Epoch {event.epoch}/{event.epochs}, step {event.step}/{event.steps}"
+    return f"{where}, {event.images_per_second:,.0f} images/s{left}"
 
 
 def clock(seconds: float) -> str:

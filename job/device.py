@@ -123,7 +123,7 @@ def settle_compile(device: Device, wish: "bool | str", seconds: float) -> Device
 
 
 def refuse_unsupported(name: str, capability: tuple[int, int], built_for: list[str]) -> None:
-    """JobError when this torch build has no code for the GPU; sm_86 code runs on 8.6 and later 8.x, PTX on all later."""
+    """JobError when this torch build has no code for the GPU; sm_86 code runs on 8.6 to 8.9, PTX on all later."""
     versions = [(arch.split("_")[0], int("".join(filter(str.isdigit, arch.split("_")[1])))) for arch in built_for]
     mine = capability[0] * 10 + capability[1]
     runs = any(

@@ -13,6 +13,7 @@ from job.errors import JobError
 SHM_ENOUGH = 2**30  # bytes; Docker gives 64 MiB unless told otherwise
 DISK_ENOUGH = 5 * 2**30  # bytes for checkpoints and a data set
 MEMORY_ENOUGH = 4 * 2**30
+SHM = "/dev/shm"  # noqa: S108 - where worker processes hand over their batches
 
 
 def examine(spec_path: str | None) -> tuple[list[str], bool]:
@@ -40,7 +41,7 @@ def _gpu() -> Iterator[tuple[bool, str]]:
     elif not found:
         yield (
             False,
-            f"GPU: {seen['gpu']}, driver {seen['driver']}: torch cannot use it; CUDA 13 needs driver 580 or later",
+            f"GPU: {seen['gpu']}, driver {seen['driver']}: not usable; CUDA 13 needs driver 580 or later",
         )
     for index, (name, problem, free, total) in enumerate(found):
         memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
@@ -55,11 +56,11 @@ def _memory() -> Iterator[tuple[bool, str]]:
 
 
 def _shm() -> Iterator[tuple[bool, str]]:
-    if not os.path.isdir("/dev/shm"):  # noqa: PTH112, S108
+    if not Path(SHM).is_dir():
         return
-    size = shutil.disk_usage("/dev/shm").free  # noqa: S108
+    size = shutil.disk_usage(SHM).free
     cure = "" if size >= SHM_ENOUGH else "; start the container with --shm-size=8g, or set loader.num_workers: 0"
-    yield size >= SHM_ENOUGH, f"/dev/shm: {size / 2**20:,.0f} MiB free{cure}"
+    yield size >= SHM_ENOUGH, f"{SHM}: {size / 2**20:,.0f} MiB free{cure}"
 
 
 def _disk(folder: Path | None = None) -> Iterator[tuple[bool, str]]:

@@ -37,7 +37,7 @@ class StopFlag:
         finally:
             self.waits = False
 
-    def _received(self, number: int, frame: FrameType | None) -> None:
+    def _received(self, number: int, _frame: FrameType | None) -> None:
         if self.reason is not None:
             os._exit(Interrupted.exit_code)  # asked twice: nothing that was written is touched any more
         self.reason = f"received {signal.Signals(number).name}"

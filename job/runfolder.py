@@ -97,17 +97,18 @@ def disk_errors(path: Path) -> Iterator[None]:
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under `path` whole, or not at all: also after a kill or a power cut."""
     with disk_errors(path):
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        temporary = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp gives 0600; a report is for reading
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                temporary.unlink()
             raise
         _sync_folder(path.parent)
 

@@ -51,7 +51,7 @@ def test_the_cgroup_quota_is_read_in_both_versions(tmp_path: Path) -> None:
 
 
 def test_half_a_cpu_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "cgroup_cpus", lambda root: (50000, 100000))
+    monkeypatch.setattr(device, "cgroup_cpus", lambda _: (50000, 100000))
     assert cpu_count() == 1
 
 

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -106,7 +107,7 @@ def worker_counts() -> list[int]:
 
 def shm_refusal(settings: Settings, split: Split, folder: str = SHM) -> str:
     """Why these workers would die of a full shared memory ('Bus error'), or nothing."""
-    if settings.num_workers == 0 or not os.path.isdir(folder):  # noqa: PTH112 - a plain question
+    if settings.num_workers == 0 or not Path(folder).is_dir():
         return ""
     in_flight = settings.num_workers * ((settings.prefetch_factor or 2) + 1)
     needed = in_flight * settings.batch_size * (split.images[:1].nbytes + 8)

@@ -85,7 +85,7 @@ def test_a_kill_between_checkpoint_and_pointer_leaves_the_one_before(
 def test_a_full_disk_is_told_before_and_costs_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     save(folder, 1)
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
     with pytest.raises(JobError, match=r"0 MiB are free, a checkpoint takes 0; the last one is whole; free some space"):
         save(folder, 2)
     restored = checkpoint.newest(folder)
