@@ -6,7 +6,7 @@ resident or not, on CPU or CUDA, and a run can go on at any step without replayi
 
 import hashlib
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,20 +91,22 @@ class TrainingBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of this epoch (counted from 0), from step `start` on."""
-        order = torch.from_numpy(self.order(epoch))
-        places = order.split(self.settings.batch_size)[start:]
+        places = torch.from_numpy(self.order(epoch)).split(self.settings.batch_size)[start:]
+        for step, (place, raw) in enumerate(zip(places, self._cut(places), strict=True), start):
+            images, labels = (self.device.tensor(part, pinned=self.settings.pin_memory) for part in raw)
+            generator = torch.Generator().manual_seed(stream(self.seed, epoch, step))
+            yield Batch(augment(self.pixels(images), self.augment, generator, epoch, place), labels)
+
+    def _cut(self, places: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 images (N, H, W, C) and labels for each list of indices."""
         if self.resident is None:
             self.sampler.batches = [place.tolist() for place in places]
-            raw: Iterator[tuple[Tensor, Tensor]] = iter(self.workers)
-        else:
-            images, labels = self.resident
-            on_device = (place.to(images.device) for place in places)
-            raw = ((images.index_select(0, place), labels.index_select(0, place)) for place in on_device)
-        for step, (place, (images, labels)) in enumerate(zip(places, raw, strict=True), start):
-            pixels = self.pixels(self.device.tensor(images, pinned=self.settings.pin_memory))
-            generator = torch.Generator().manual_seed(stream(self.seed, epoch, step))
-            changed = augment(pixels, self.augment, generator, epoch, place)
-            yield Batch(changed, self.device.tensor(labels, pinned=self.settings.pin_memory))
+            yield from self.workers
+            return
+        images, labels = self.resident
+        for place in places:
+            on_device = place.to(images.device)
+            yield images.index_select(0, on_device), labels.index_select(0, on_device)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The permutation of the training images in this epoch."""
