@@ -1,60 +1,38 @@
-"""The four pictures of a report, as PNG: curves, per_class, confusion, calibration.
+"""The four pictures of a report: curves, per_class, confusion, calibration, as PNG.
 
-A whole run may take eight seconds, so this is built for speed: no pyplot, no layout engine (margins are computed from
-the labels), one draw a figure. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; what matters is also said in words or shape.
 """
 
-import io
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from job.results.canvas import (
+    BLUE,
+    DPI,
+    INK,
+    MUTED,
+    ORANGE,
+    WIDTH,
+    label_width,
+    labels,
+    legend,
+    percent,
+    place,
+    png,
+    rgb,
+    style,
+)
 from job.results.metrics import wilson
 from job.results.schema import Report, TestResult
 
-DPI = 130
-WIDTH = 5.4  # inches; two fit side by side on a page, one on a phone
-BLUE, ORANGE, INK, MUTED, GRID = "#0072B2", "#D55E00", "#1f2937", "#6b7280", "#e5e7eb"
 ANNOTATED = 20  # classes; with more, the numbers in a confusion matrix could not be read
 NAMED = 30  # classes; with more, the bars carry no names
-LONGEST = 18  # characters of a class name
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that a page looks the same everywhere
-    "font.size": 9.5,
-    "text.color": INK,
-    "text.usetex": False,
-    "text.parse_math": False,  # a $ in a class name is a $
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-}
 
 
 def draw(report: Report) -> dict[str, bytes]:
@@ -65,9 +43,9 @@ def draw(report: Report) -> dict[str, bytes]:
         pictures["per_class.png"] = lambda: per_class(test, names)
         pictures["confusion.png"] = lambda: confusion(np.array(test.confusion), names)
         pictures["calibration.png"] = lambda: calibration(test)
-    with _style():
+    with style():
         figures = {name: make() for name, make in pictures.items()}
-        return {name: _png(figure) for name, figure in figures.items() if figure is not None}
+        return {name: png(figure) for name, figure in figures.items() if figure is not None}
 
 
 def curves(report: Report) -> Figure | None:
@@ -77,16 +55,16 @@ def curves(report: Report) -> Figure | None:
     if not losses:
         return None
     both = bool(accuracies) or report.test is not None
-    figure = Figure((WIDTH, 4.3 if both else 2.6))
+    figure = Figure((WIDTH, 4.6 if both else 2.7))
     last = max(x for _, points, _ in losses for x, _ in points)
-    upper = _place(figure, left=0.8, bottom=2.4 if both else 0.6, height=1.8)
-    for word, points, style in losses:
-        upper.plot(*zip(*points, strict=True), label=word, **style)
+    upper = place(figure, left=0.8, bottom=2.6 if both else 0.6, height=1.7)
+    for word, points, look in losses:
+        upper.plot(*zip(*points, strict=True), label=word, **look)
     upper.set_ylabel("loss")
-    upper.legend(loc="upper right")
+    legend(upper)
     bottom = upper
     if both:
-        bottom = _place(figure, left=0.8, bottom=0.55, height=1.6)
+        bottom = place(figure, left=0.8, bottom=0.55, height=1.65)
         upper.tick_params(labelbottom=False)
         _accuracy_curve(bottom, report, accuracies)
     for axes in {upper, bottom}:
@@ -101,9 +79,9 @@ def per_class(test: TestResult, names: Sequence[str]) -> Figure:
     if len(names) > NAMED:
         return _profile(test)
     accuracies = [one.accuracy for one in test.per_class.values()]
-    left = _width(names) + 0.25
+    left = label_width(names) + 0.25
     figure = Figure((WIDTH, 0.75 + 0.27 * len(names)))
-    axes = _place(figure, left=left, bottom=0.55, right=0.65, height=0.1 + 0.27 * len(names))
+    axes = place(figure, left=left, bottom=0.55, right=0.65, height=0.1 + 0.27 * len(names))
     rows = np.arange(len(names))
     axes.barh(rows, [accuracy or 0 for accuracy in accuracies], height=0.68, color=BLUE, alpha=0.85)
     for row, one in enumerate(test.per_class.values()):
@@ -118,7 +96,7 @@ def per_class(test: TestResult, names: Sequence[str]) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(_percent)
+    axes.xaxis.set_major_formatter(percent)
     axes.set_xlabel("accuracy (line: 95 % interval, dashes: all classes)")
     return figure
 
@@ -127,11 +105,13 @@ def confusion(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
     """Truth by row. Hits in blue, mistakes in orange with a square-root scale, so that rare ones show."""
     classes = len(names)
     named = classes <= ANNOTATED
-    margin = _width(names) + 0.35 if named else 0.75
-    width = WIDTH - margin - 0.25
+    left = label_width(names) + 0.35 if named else 0.75
+    width = WIDTH - left - 0.25
+    upright = not named or label_width(names) < 0.9 * width / classes  # labels that fit under their columns
+    bottom = 0.55 if upright else left
     height = min(width, 0.8 + 0.5 * classes)
-    figure = Figure((WIDTH, height + margin + 0.1))
-    axes = _place(figure, left=margin, bottom=margin, height=height)
+    figure = Figure((WIDTH, height + bottom + 0.1))
+    axes = place(figure, left=left, bottom=bottom, height=height)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(_heat(share), interpolation="nearest" if classes <= height * DPI / 2 else "auto", aspect="auto")
     axes.grid(visible=False)
@@ -144,7 +124,7 @@ def confusion(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         return figure
     ticks = np.arange(classes)
-    axes.set_xticks(ticks, names, rotation=90)
+    axes.set_xticks(ticks, names, rotation=0 if upright else 90)
     axes.set_yticks(ticks, names)
     axes.tick_params(length=0)
     digits = len(str(counts.max()))
@@ -158,9 +138,9 @@ def confusion(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
 
 def calibration(test: TestResult) -> Figure:
     """How often it is right when it claims to be this sure; below, how often it claims so."""
-    figure = Figure((WIDTH, 4.3))
-    upper = _place(figure, left=0.8, bottom=1.75, height=2.45)
-    lower = _place(figure, left=0.8, bottom=0.55, height=0.95)
+    figure = Figure((WIDTH, 4.5))
+    upper = place(figure, left=0.8, bottom=1.75, height=2.45)
+    lower = place(figure, left=0.8, bottom=0.55, height=0.95)
     middles = [(part.low + part.high) / 2 for part in test.calibration]
     width = 0.92 / max(len(middles), 1)
     upper.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle="--", zorder=3, label="perfectly calibrated")
@@ -170,38 +150,21 @@ def calibration(test: TestResult) -> Figure:
         upper.plot((x, x), wilson(round((part.accuracy or 0) * part.count), part.count), color=INK, linewidth=1.1)
     lower.bar(middles, [part.count / test.count for part in test.calibration], width, color=MUTED)
     upper.set_ylabel("accuracy")
-    upper.legend(loc="upper left")
+    legend(upper)
     upper.tick_params(labelbottom=False)
     lower.set_ylabel("images")
     lower.set_xlabel("confidence: the highest probability")
     lower.yaxis.set_major_locator(MaxNLocator(3))
     for axes in (upper, lower):
         axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(_percent)
-        axes.yaxis.set_major_formatter(_percent)
+        axes.xaxis.set_major_formatter(percent)
+        axes.yaxis.set_major_formatter(percent)
     upper.set_ylim(0, 1)
     return figure
 
 
-def labels(names: Iterable[str]) -> list[str]:
-    """Class names for a picture: one line, cut to length, and a number where the font has no such letters."""
-    return [_label(name, index) for index, name in enumerate(names)]
-
-
-def _label(name: str, index: int) -> str:
-    text = " ".join("".join(c if unicodedata.category(c)[0] != "C" else " " for c in name).split())
-    if not text or not _drawable().issuperset(map(ord, text)):
-        return f"class {index}"
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-
-
-@cache
-def _drawable() -> frozenset[int]:
-    return frozenset(FT2Font(str(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))).get_charmap())
-
-
 def _losses(report: Report) -> list[tuple[str, list[tuple[float, float]], dict[str, Any]]]:
-    """(word, points, style) of each line there is data for; x is in epochs."""
+    """(word, points, look) of each line there is data for; x is in epochs."""
     steps = max((one.step for one in report.running_loss), default=1)
     if report.data is not None and report.loader is not None:
         steps = max(steps, -(-report.data.train // report.loader.settings.batch_size))
@@ -227,10 +190,10 @@ def _accuracy_curve(axes: Axes, report: Report, accuracies: Sequence[tuple[float
     if accuracies:
         axes.plot(*zip(*accuracies, strict=True), "s-", color=ORANGE, markersize=3.5, label=_watched(report))
     axes.set_ylabel("accuracy")
-    axes.yaxis.set_major_formatter(_percent)
+    axes.yaxis.set_major_formatter(percent)
     axes.margins(y=0.12)
     axes.set_ylim(top=min(axes.get_ylim()[1], 1.01))
-    axes.legend(loc="lower right")
+    legend(axes)
 
 
 def _profile(test: TestResult) -> Figure:
@@ -240,60 +203,24 @@ def _profile(test: TestResult) -> Figure:
     ]
     accuracy, low, high = np.array(sorted(known, reverse=True)).T
     ranks = np.arange(1, len(known) + 1)
-    figure = Figure((WIDTH, 3.4))
-    axes = _place(figure, left=0.8, bottom=0.55, height=2.75)
+    figure = Figure((WIDTH, 3.6))
+    axes = place(figure, left=0.8, bottom=0.55, height=2.75)
     axes.fill_between(ranks, low, high, step="mid", color=BLUE, alpha=0.2, linewidth=0, label="95 % interval")
     axes.step(ranks, accuracy, where="mid", color=BLUE, label="one class")
     axes.axhline(test.accuracy, color=ORANGE, linewidth=1.2, linestyle="--", label="all classes")
     axes.set_xlim(1, max(len(known), 2))
     axes.set_ylim(0, 1)
-    axes.yaxis.set_major_formatter(_percent)
+    axes.yaxis.set_major_formatter(percent)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("classes, the best first")
     axes.set_ylabel("accuracy")
-    axes.legend(loc="lower left")
+    legend(axes)
     return figure
 
 
 def _heat(share: NDArray[np.float64]) -> NDArray[np.float64]:
     """(K, K, 3) colours: white to blue on the diagonal, white to orange off it."""
     strength = np.where(np.eye(len(share), dtype=bool), share, np.sqrt(share))[..., None]
-    full = np.where(np.eye(len(share), dtype=bool)[..., None], _rgb(BLUE), _rgb(ORANGE))
+    full = np.where(np.eye(len(share), dtype=bool)[..., None], rgb(BLUE), rgb(ORANGE))
     mixed: NDArray[np.float64] = 1 - strength * (1 - full)
     return mixed
-
-
-def _percent(value: float, _position: float = 0) -> str:
-    return f"{100 * value:.4g}%"
-
-
-def _rgb(colour: str) -> NDArray[np.float64]:
-    return np.frombuffer(bytes.fromhex(colour[1:]), np.uint8) / 255
-
-
-def _width(names: Sequence[str]) -> float:
-    """Inches the longest label takes: 9.5 points of DejaVu Sans, whose mean letter is 0.6 as wide as high."""
-    return max(len(name) for name in names) * 9.5 * 0.62 / 72
-
-
-def _place(figure: Figure, *, left: float, bottom: float, height: float, right: float = 0.25) -> Axes:
-    """Axes by their distances from the figure's edges, in inches."""
-    width, whole = figure.get_size_inches()
-    return figure.add_axes((left / width, bottom / whole, (width - left - right) / width, height / whole))
-
-
-def _png(figure: Figure) -> bytes:
-    FigureCanvasAgg(figure)  # instead of whatever MPLBACKEND names
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
-    return file.getvalue()
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """This style and matplotlib's own defaults, whatever a matplotlibrc on this machine says."""
-    defaults: dict[Any, Any] = {
-        key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith("backend")
-    }
-    with mpl.rc_context({**defaults, **STYLE}):
-        yield

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from job.results import words
 from job.results.metrics import wilson
-from job.results.schema import LoaderRow, Report, TestResult
+from job.results.schema import LoaderRow, Report, SplitResult, TestResult
 
 LISTED = 30  # classes; with more, only the ends of the list stand in the open
 ENDS = 6  # the weakest and the best of many classes
@@ -68,7 +69,9 @@ class View:
     loader: tuple[LoaderLine, ...]
     phases: tuple[Phase, ...]
     environment: tuple[tuple[str, str], ...]  # what is known
-    notes: tuple[str, ...]  # warnings, without repetition
+    notes: tuple[str, ...]  # why it ended, and warnings, without repetition
+    facts: tuple[tuple[str, str, str], ...]  # the run at a glance: word, value, detail
+    splits: tuple[tuple[str, SplitResult], ...]  # those that were looked at
     digits: int  # decimals that the number of test images carries
 
     @property
@@ -94,7 +97,8 @@ def view(report: Report) -> View:
     classes = () if test is None else tuple(_classes(test))
     known = [row for row in classes if row.accuracy is not None]
     over = None if report.overfitting is None else report.overfitting.warning
-    notes = [*report.warnings, *([over] if over is not None else [])]
+    notes = [note for note in (report.reason, *report.warnings, over) if note is not None]
+    splits = [("training", report.train), ("validation", report.validation), ("test", test)]
     return View(
         classes=classes,
         ranked=tuple(sorted(known, key=lambda row: -(row.accuracy or 0))),
@@ -105,6 +109,8 @@ def view(report: Report) -> View:
         phases=tuple(_phases(report)),
         environment=tuple((word, value) for word, value in report.environment.items() if value is not None),
         notes=tuple(dict.fromkeys(notes)),
+        facts=tuple(_facts(report)),
+        splits=tuple((word, split) for word, split in splits if split is not None),
         digits=2 if test is not None and test.count >= 1000 else 1,  # noqa: PLR2004
     )
 
@@ -115,6 +121,26 @@ def describe(row: LoaderRow) -> str:
         return "resident on the device"
     ahead = f", {row.prefetch_factor} batches ahead" if row.prefetch_factor else ""
     return f"{row.num_workers} worker{'' if row.num_workers == 1 else 's'}{ahead}{', pinned' if row.pin_memory else ''}"
+
+
+def _facts(report: Report) -> list[tuple[str, str, str]]:
+    found = []
+    if (data := report.data) is not None:
+        found.append(("Data set", data.name, f"{data.train:,} to train, {data.test:,} to test"))
+    if (model := report.model) is not None:
+        found.append(("Network", model.name, f"{model.parameters:,} parameters"))
+    if epochs := report.history:
+        speed = words.count(epochs[-1].images_per_second)
+        found.append(("Training", f"{len(epochs)} epoch{'' if len(epochs) == 1 else 's'}", f"{speed} images/s"))
+    if (device := report.device) is not None:
+        found.append(("Device", device.name, device.precision))
+    if (test := report.test) is not None:
+        top5 = "" if test.top5 is None else f", top-5 {words.percent(test.top5)}"
+        found.append(("Test loss", words.decimal(test.loss), f"calibration error {words.percent(test.ece)}{top5}"))
+    if (seconds := report.seconds).total is not None:
+        training = "" if seconds.train is None else f"training {words.duration(seconds.train)}"
+        found.append(("Time in all", words.duration(seconds.total), training))
+    return found
 
 
 def _classes(test: TestResult) -> list[ClassRow]:

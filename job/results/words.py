@@ -5,17 +5,20 @@ jinja2's autoescape, Markdown through `markdown` here, and both show control cha
 """
 
 import re
+import unicodedata
 from typing import Any
 
 import yaml
 from markupsafe import Markup
 
 BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # would turn the text around them too
+NAME = 60  # characters of a class name on a page
+ARROWS = {"\n": "↵", "\t": "⇥"}
 PUNCTUATION = re.compile(r"([\\`*_{}\[\]<>|#!~$])")
 
 
 def shown(text: str) -> str:
-    """One line without invisible orders: ␊ for a new line, ⟨U+202E⟩ for a change of direction."""
+    """One line without invisible orders: ↵ for a new line, ⟨U+202E⟩ for a change of direction."""
     text = BIDI.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
     return "".join(_visible(character) for character in text)
 
@@ -28,6 +31,18 @@ def markdown(value: Any) -> Any:
     text = re.sub(r"^(\s*)([-+=])", r"\1\\\2", text)  # no list, no underline of a heading
     text = re.sub(r"^(\s*\d+)([.)])", r"\1\\\2", text)
     return text.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut in the middle: long names that differ, differ at an end."""
+    tail = limit * 2 // 5
+    return text if len(text) <= limit else f"{text[: limit - tail - 1].rstrip()}…{text[-tail:].lstrip()}"
+
+
+def name(text: str) -> Markup:
+    """A class name in HTML: its direction is its own, its full length is in the tooltip."""
+    title = "" if len(text) <= NAME else Markup(' title="{}"').format(shown(text))
+    return Markup("<bdi{}>{}</bdi>").format(title, shown(shorten(text, NAME)))
 
 
 def indented(lines: list[str]) -> Markup:
@@ -104,9 +119,6 @@ def _scalar(value: Any) -> str:
 
 
 def _visible(character: str) -> str:
-    code = ord(character)
-    if code < 0x20:  # noqa: PLR2004 - control characters have pictures from U+2400 on
-        return chr(0x2400 + code)
-    if 0x7F <= code < 0xA0 or character in "\u2028\u2029\ufeff":  # noqa: PLR2004
-        return f"⟨U+{code:04X}⟩"
-    return character
+    if character in ARROWS:
+        return ARROWS[character]
+    return f"⟨U+{ord(character):04X}⟩" if unicodedata.category(character) in ("Cc", "Zl", "Zp") else character
