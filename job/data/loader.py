@@ -95,7 +95,7 @@ class TrainingBatches:
         for step, (place, raw) in enumerate(zip(places, self._cut(places), strict=True), start):
             images, labels = (self.device.tensor(part, pinned=self.settings.pin_memory) for part in raw)
             generator = torch.Generator().manual_seed(stream(self.seed, epoch, step))
-            yield Batch(augment(self.pixels(images), self.augment, generator, epoch, place), labels)
+            yield Batch(augment(self.pixels(images), self.augment, generator, epoch, place, self.seed), labels)
 
     def _cut(self, places: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """uint8 images (N, H, W, C) and labels for each list of indices."""
