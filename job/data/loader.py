@@ -6,6 +6,7 @@ resident or not, on CPU or CUDA, and a run can go on at any step without replayi
 
 import hashlib
 import multiprocessing
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -155,13 +156,15 @@ def _whole(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 def _workers(split: Split, settings: Settings, sampler: _Sampler) -> "DataLoader[tuple[Tensor, Tensor]]":
     # fork shares the decoded array with the workers without a copy; they touch numpy and CPU tensors only
     fork = multiprocessing.get_context("fork") if settings.num_workers else None
-    return DataLoader(
-        _Images(split),
-        batch_sampler=sampler,  # type: ignore[arg-type]  # any iterable of lists with a length will do
-        num_workers=settings.num_workers,
-        pin_memory=settings.pin_memory,
-        prefetch_factor=settings.prefetch_factor,
-        persistent_workers=settings.num_workers > 0,
-        multiprocessing_context=fork,
-        collate_fn=_whole,
-    )
+    with warnings.catch_warnings():  # more workers than CPUs: the spec asks for it, and the plan shows what it brings
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        return DataLoader(
+            _Images(split),
+            batch_sampler=sampler,  # type: ignore[arg-type]  # any iterable of lists with a length will do
+            num_workers=settings.num_workers,
+            pin_memory=settings.pin_memory,
+            prefetch_factor=settings.prefetch_factor,
+            persistent_workers=settings.num_workers > 0,
+            multiprocessing_context=fork,
+            collate_fn=_whole,
+        )

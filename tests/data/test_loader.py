@@ -1,0 +1,101 @@
+"""Batches do not depend on how they are brought, and every image comes exactly once an epoch."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from job.data.dataset import Split
+from job.data.loader import Pixels, Settings, TrainingBatches, in_order, stream
+from job.device import Device
+from job.spec.schema import Augment
+
+COUNT = 53
+CPU = Device("cpu", "test", "fp32", compile=False, channels_last=True, threads=1)
+AUGMENT = Augment(flip=True, crop_padding=2, cutout=3)
+RESIDENT = Settings(8, resident=True)
+
+
+@pytest.fixture
+def split() -> Split:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
+    images[:, 0, 0, 0] = np.arange(COUNT)  # each image knows its number
+    return Split(images, np.arange(COUNT) % 5)
+
+
+def pixels(device: Device = CPU) -> Pixels:
+    return Pixels.on(device, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+
+
+def batches(split: Split, settings: Settings, augment: Augment = AUGMENT, seed: int = 0) -> TrainingBatches:
+    return TrainingBatches(split, settings, CPU, pixels(), augment, seed)
+
+
+def epoch(made: TrainingBatches, number: int, start: int = 0) -> list[tuple[Tensor, Tensor]]:
+    return [(batch.images.clone(), batch.labels.clone()) for batch in made.epoch(number, start)]
+
+
+def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_workers_change_nothing(split: Split, workers: int) -> None:
+    """Two epochs, since worker processes stay from one to the next."""
+    resident = batches(split, RESIDENT)
+    prefetch = 2 if workers else None
+    brought = batches(split, Settings(8, resident=False, num_workers=workers, prefetch_factor=prefetch))
+    for number in (0, 1):
+        assert same(epoch(resident, number), epoch(brought, number))
+
+
+def test_every_image_once_in_another_order_each_epoch(split: Split) -> None:
+    made = batches(split, RESIDENT, Augment())
+    numbers = []
+    for number in (0, 1):
+        images = torch.cat([batch[0] for batch in epoch(made, number)])
+        numbers.append(((images[:, 0, 0, 0] * 0.2 + 0.5) * 255).round().int().tolist())
+    assert sorted(numbers[0]) == sorted(numbers[1]) == list(range(COUNT))
+    assert numbers[0] != numbers[1]
+    assert len(made) == 7
+
+
+@pytest.mark.parametrize("settings", [RESIDENT, Settings(8, resident=False, num_workers=1, prefetch_factor=2)])
+def test_an_epoch_can_begin_anywhere(split: Split, settings: Settings) -> None:
+    made = batches(split, settings)
+    assert same(epoch(made, 3)[4:], epoch(made, 3, start=4))
+    assert epoch(made, 3, start=7) == []
+
+
+def test_the_seed_changes_order_and_augmentation(split: Split) -> None:
+    assert not same(epoch(batches(split, RESIDENT), 0), epoch(batches(split, RESIDENT, seed=1), 0))
+
+
+def test_pixels_are_normalised_as_torchvision_would(split: Split) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    usual = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))])
+    expected = torch.stack([usual(image) for image in split.images])
+    torch.testing.assert_close(pixels()(torch.from_numpy(split.images)), expected)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_memory_layout_is_as_chosen(split: Split, channels_last: bool) -> None:
+    device = Device("cpu", "test", "fp32", compile=False, channels_last=channels_last, threads=1)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    made = TrainingBatches(split, RESIDENT, device, pixels(device), AUGMENT, 0)
+    assert all(batch.images.is_contiguous(memory_format=layout) for batch in made.epoch(0))
+
+
+def test_evaluation_sees_each_image_once_in_order(split: Split) -> None:
+    found = list(in_order(split, CPU, pixels(), batch_size=10))
+    assert [len(batch.labels) for batch in found] == [10, 10, 10, 10, 10, 3]
+    assert torch.equal(torch.cat([batch.labels for batch in found]), torch.from_numpy(split.labels))
+
+
+def test_streams_differ_by_position() -> None:
+    seeds = {stream(seed, epoch, step) for seed in range(3) for epoch in range(10) for step in range(10)}
+    assert len(seeds) == 300
+    assert all(0 <= seed < 2**63 for seed in seeds)
