@@ -47,8 +47,7 @@ def collect(
 ) -> None:
     """Events go where the caller sees them also when the run raises."""
     loaded = parse(SPEC, "spec.yaml", [f"store.uri={tmp_path}", *overrides])
-    for event in pipeline.job(loaded, run_id, stop or StopFlag()):
-        events.append(event)
+    events.extend(pipeline.job(loaded, run_id, stop or StopFlag()))
 
 
 def only(events: Sequence[Event], kind: type[T]) -> list[T]:

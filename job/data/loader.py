@@ -4,6 +4,7 @@ Order and augmentation are functions of (seed, epoch, step) alone, so they are t
 resident or not, on CPU or CUDA, and a run can go on at any step without replaying what came before.
 """
 
+import contextlib
 import hashlib
 import multiprocessing
 import warnings
@@ -102,7 +103,9 @@ class TrainingBatches:
         """uint8 images (N, H, W, C) and labels for each list of indices."""
         if self.resident is None:
             self.sampler.batches = [place.tolist() for place in places]
-            yield from self.workers
+            with _quiet():
+                brought = iter(self.workers)
+            yield from brought
             return
         images, labels = self.resident
         for place in places:
@@ -156,8 +159,7 @@ def _whole(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 def _workers(split: Split, settings: Settings, sampler: _Sampler) -> "DataLoader[tuple[Tensor, Tensor]]":
     # fork shares the decoded array with the workers without a copy; they touch numpy and CPU tensors only
     fork = multiprocessing.get_context("fork") if settings.num_workers else None
-    with warnings.catch_warnings():  # more workers than CPUs: the spec asks for it, and the plan shows what it brings
-        warnings.filterwarnings("ignore", "This DataLoader will create")
+    with _quiet():
         return DataLoader(
             _Images(split),
             batch_sampler=sampler,  # type: ignore[arg-type]  # any iterable of lists with a length will do
@@ -168,3 +170,11 @@ def _workers(split: Split, settings: Settings, sampler: _Sampler) -> "DataLoader
             multiprocessing_context=fork,
             collate_fn=_whole,
         )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """More workers than CPUs: the spec asks for it, and the plan shows what it brings. torch need not say more."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
