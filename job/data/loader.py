@@ -93,7 +93,7 @@ class TrainingBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of this epoch (counted from 0), from step `start` on."""
-        places = torch.from_numpy(self.order(epoch)).split(self.settings.batch_size)[start:]
+        places = torch.split(torch.from_numpy(self.order(epoch)), self.settings.batch_size)[start:]
         for step, (place, raw) in enumerate(zip(places, self._cut(places), strict=True), start):
             images, labels = (self.device.tensor(part, pinned=self.settings.pin_memory) for part in raw)
             generator = torch.Generator().manual_seed(stream(self.seed, epoch, step))
@@ -162,13 +162,13 @@ def _workers(split: Split, settings: Settings, sampler: _Sampler) -> "DataLoader
     with _quiet():
         return DataLoader(
             _Images(split),
-            batch_sampler=sampler,  # type: ignore[arg-type]  # any iterable of lists with a length will do
+            batch_sampler=sampler,
             num_workers=settings.num_workers,
             pin_memory=settings.pin_memory,
             prefetch_factor=settings.prefetch_factor,
             persistent_workers=settings.num_workers > 0,
             multiprocessing_context=fork,
-            collate_fn=_whole,
+            collate_fn=_whole,  # type: ignore[arg-type]  # __getitems__ has made the batch already
         )
 
 

@@ -1,0 +1,264 @@
+"""From the spec's dataset section to arrays: found or fetched, checked, divided, measured.
+
+Bytes come from dataset.root (or $JOB_DATA_ROOT) if it holds them, else from dataset.mirror, else from torchvision's
+download.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.data import image_folder, official
+from job.data.split import stratified
+from job.errors import DataError
+from job.spec.schema import Dataset
+
+CHUNK = 250  # images measured at a time: their squares add up to less than 2**24, which float32 holds exactly
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their labels."""
+
+    images: NDArray[np.uint8]  # (N, H, W, C), C is 1 or 3; may be memory-mapped
+    labels: NDArray[np.int64]  # (N,)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set, ready to learn from."""
+
+    train: Split
+    validation: Split | None
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]  # by channel, on the scale 0–1; the network sees (pixel / 255 − mean) / std
+    std: tuple[float, ...]
+    sha256: str  # of pixels, labels and class names as used
+    source: str  # in words: where the bytes came from
+    notices: tuple[str, ...]  # a line each: conversions, files left out, leakage
+    skipped: tuple[str, ...]  # files left out: 'path: why'
+    leaked: int  # test images that are pixel for pixel among the training images
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the bytes are, or would come from."""
+
+    kind: Literal["root", "mirror", "download", "bundled"]
+    where: str
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A data set as its files have it. `validation` is given by folders only."""
+
+    train: Split
+    validation: Split | None
+    test: Split
+    classes: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+
+def locate(spec: Dataset) -> Source:
+    """Where the data would come from. Needs no network and writes nothing; DataError if nothing can serve."""
+    root = root_of(spec)
+    if spec.name == "digits":
+        return Source("bundled", "bundled with scikit-learn")
+    if image_folder.holds(root) if spec.name == "image_folder" else official.holds(spec.name, root):
+        return Source("root", f"from {root}")
+    if spec.mirror is not None:
+        return Source("mirror", f"from {spec.mirror}, unpacked into {root}")
+    if spec.name == "image_folder":
+        what = "there are no images in it" if root.is_dir() else "there is no such folder"
+        cure = "set dataset.root to the folder that holds one folder a class, or name a dataset.mirror"
+        raise DataError(str(root), what, cure)
+    return Source("download", f"downloaded by torchvision into {root}")
+
+
+def load(spec: Dataset) -> Splits:
+    """The data set in memory; fetches what is missing. DataError for what cannot be learned from."""
+    source, root = locate(spec), root_of(spec)
+    if source.kind in ("mirror", "download"):
+        from job.data import fetch
+
+        fetch.unpack_mirror(spec, root) if source.kind == "mirror" else fetch.download(spec.name, root)
+    raw = _read(spec, root)
+    raw = _shrink(raw, spec)
+    raw = _hold_back(raw, spec)
+    with ThreadPoolExecutor(3) as pool:  # each lets go of the interpreter's lock while it goes over the pixels
+        leaking, digest = pool.submit(_leaked, raw), pool.submit(_digest, raw)
+        mean, std = _normalisation(spec, raw.train.images)
+    leaked, notices = leaking.result(), raw.notices
+    if leaked:
+        what = "test image is" if leaked == 1 else "test images are"
+        notices += (f"{leaked} {what} pixel for pixel in the training data: accuracy is overstated; remove them there",)
+    return Splits(
+        train=raw.train,
+        validation=raw.validation,
+        test=raw.test,
+        classes=raw.classes,
+        mean=mean,
+        std=std,
+        sha256=digest.result(),
+        source=source.where,
+        notices=notices,
+        skipped=raw.skipped,
+        leaked=leaked,
+    )
+
+
+def root_of(spec: Dataset) -> Path:
+    """dataset.root, else $JOB_DATA_ROOT, else data."""
+    return Path(spec.root or os.environ.get("JOB_DATA_ROOT") or "data")
+
+
+def no_labels(count: int) -> NDArray[np.int64]:
+    """For images whose class is asked for."""
+    return np.zeros(count, np.int64)
+
+
+def _read(spec: Dataset, root: Path) -> _Raw:
+    if spec.name == "digits":
+        return _digits(spec)
+    if spec.name == "image_folder":
+        return _own(spec, root)
+    (images, labels), (test_images, test_labels), classes = official.read(spec.name, root)
+    return _Raw(Split(images, labels), None, Split(test_images, test_labels), classes)
+
+
+def _digits(spec: Dataset) -> _Raw:
+    """1,797 scans of handwriting, 8×8 pixels of 0–16: UCI's optical recognition of handwritten digits."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (digits.images * (255 / 16)).round().astype(np.uint8)[..., None]
+    return _divide(Split(images, digits.target.astype(np.int64)), spec, tuple("0123456789"))
+
+
+def _own(spec: Dataset, root: Path) -> _Raw:
+    found = image_folder.read(spec, root)
+    everything = Split(found.images, found.labels)
+    if not found.parts[0]:
+        raw = _divide(everything, spec, found.classes)
+    else:
+        held = np.flatnonzero(found.parts == "validation")
+        raw = _Raw(
+            train=_take(everything, np.flatnonzero(found.parts == "train")),
+            validation=_take(everything, held) if len(held) else None,
+            test=_take(everything, np.flatnonzero(found.parts == "test")),
+            classes=found.classes,
+        )
+    return replace(raw, notices=found.notices, skipped=found.skipped)
+
+
+def _divide(everything: Split, spec: Dataset, classes: tuple[str, ...]) -> _Raw:
+    """dataset.split: each class in the same proportion, at least one image of it on either side."""
+    counts = np.bincount(everything.labels, minlength=len(classes))
+    for name, count in zip(classes, counts, strict=True):
+        if count < 2:  # noqa: PLR2004 - one to train, one to test
+            what = f"the class {name!r} has {count} image, too few to train and to test"
+            raise DataError("dataset.split", what, "add images of it, or give train/ and test/ folders")
+    train, test = stratified(everything.labels, round(spec.split.train * len(everything.labels)), spec.split.seed)
+    for part, chosen in (("training", train), ("test", test)):
+        missing = np.flatnonzero(np.bincount(everything.labels[chosen], minlength=len(classes)) == 0)
+        if len(missing):
+            name = classes[missing[0]]
+            what = f"train: {spec.split.train:g} leaves no {part} image of the {counts[missing[0]]} in class {name!r}"
+            raise DataError("dataset.split", what, "add images of it, or change dataset.split.train")
+    return _Raw(_take(everything, train), None, _take(everything, test), classes)
+
+
+def _shrink(raw: _Raw, spec: Dataset) -> _Raw:
+    """dataset.subset: training and validation images together, and the other splits in the same proportion."""
+    if spec.subset is None:
+        return raw
+    held = 0 if raw.validation is None else len(raw.validation.labels)
+    available = len(raw.train.labels) + held
+    if isinstance(spec.subset, int) and spec.subset > available:
+        what = f"{spec.subset:,} images are asked for, {available:,} are there"
+        raise DataError("dataset.subset", what, f"ask for {available:,} at most, or for a fraction")
+    fraction = spec.subset / available if isinstance(spec.subset, int) else spec.subset
+    parts = [None if part is None else _part(part, fraction, spec) for part in (raw.train, raw.validation, raw.test)]
+    train, validation, test = parts
+    assert train is not None
+    assert test is not None
+    missing = np.flatnonzero(np.bincount(train.labels, minlength=len(raw.classes)) == 0)
+    if len(missing) or len(test.labels) == 0:
+        what = f"{spec.subset:g} leaves a class without training images, or no test image"
+        raise DataError("dataset.subset", what, f"ask for more; there are {len(raw.classes)} classes")
+    return replace(raw, train=train, validation=validation, test=test)
+
+
+def _part(split: Split, fraction: float, spec: Dataset) -> Split:
+    return _take(split, stratified(split.labels, round(fraction * len(split.labels)), spec.split.seed)[0])
+
+
+def _hold_back(raw: _Raw, spec: Dataset) -> _Raw:
+    """dataset.validation: a part of the training images, where the folders do not give one."""
+    if spec.validation == 0 or raw.validation is not None:
+        return raw
+    held, rest = stratified(raw.train.labels, round(spec.validation * len(raw.train.labels)), spec.split.seed + 1)
+    left = np.bincount(raw.train.labels[rest], minlength=len(raw.classes))
+    if len(held) == 0 or left.min() == 0:
+        name = raw.classes[int(left.argmin())]
+        what = f"{spec.validation:g} leaves no image to validate, or none of the class {name!r} to train"
+        raise DataError("dataset.validation", what, "add images or change dataset.validation")
+    return replace(raw, train=_take(raw.train, rest), validation=_take(raw.train, held))
+
+
+def _take(split: Split, chosen: NDArray[np.int64]) -> Split:
+    return Split(split.images[chosen], split.labels[chosen])
+
+
+def _leaked(raw: _Raw) -> int:
+    """Test images whose very pixels are also trained or chosen on."""
+    known = {_key(image) for part in (raw.train, raw.validation) if part is not None for image in part.images}
+    return sum(_key(image) in known for image in raw.test.images)
+
+
+def _key(image: NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+
+
+def _normalisation(spec: Dataset, images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel, 0–1: the spec's, or those of the training pixels."""
+    channels = images.shape[3]
+    if spec.normalize != "auto":
+        return _by_channel(spec.normalize.mean, "mean", channels), _by_channel(spec.normalize.std, "std", channels)
+    total, squares = np.zeros(channels), np.zeros(channels)
+    for start in range(0, len(images), CHUNK):
+        pixels = images[start : start + CHUNK].astype(np.float32)
+        total += pixels.sum(0).sum((0, 1), dtype=np.float64)
+        squares += np.square(pixels, out=pixels).sum(0).sum((0, 1), dtype=np.float64)
+    count = images.size // channels
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    std[std < 1] = 255  # a channel of one value carries nothing; it is not blown up either
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def _by_channel(value: float | Sequence[float], key: str, channels: int) -> tuple[float, ...]:
+    values = [value] * channels if isinstance(value, float | int) else list(value)
+    if len(values) != channels:
+        what = f"{len(values)} numbers for images of {channels} channel{'' if channels == 1 else 's'}"
+        raise DataError(f"dataset.normalize.{key}", what, f"give one number, or {channels}")
+    return tuple(float(number) for number in values)
+
+
+def _digest(raw: _Raw) -> str:
+    digest = hashlib.sha256("\0".join(raw.classes).encode("utf-8", "surrogateescape"))
+    for part in (raw.train, raw.validation, raw.test):
+        if part is not None:
+            digest.update(repr(part.images.shape).encode())
+            digest.update(np.ascontiguousarray(part.images).data)
+            digest.update(np.ascontiguousarray(part.labels).data)
+    return digest.hexdigest()
