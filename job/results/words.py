@@ -28,8 +28,9 @@ def markdown(value: Any) -> Any:
     if isinstance(value, Markup):
         return value
     text = PUNCTUATION.sub(r"\\\1", shown(str(value)).replace("&", "&amp;"))
-    text = re.sub(r"^(\s*)([-+=])", r"\1\\\2", text)  # no list, no underline of a heading
-    text = re.sub(r"^(\s*\d+)([.)])", r"\1\\\2", text)
+    text = re.sub(r"^\s+", " ", text)  # no code block
+    text = re.sub(r"^(\s*)([-+=])(?=\s|[-+=]|$)", r"\1\\\2", text)  # no list, no underline of a heading
+    text = re.sub(r"^(\s*\d+)([.)])(?=\s|$)", r"\1\\\2", text)
     return text.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
 
 

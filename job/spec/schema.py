@@ -4,9 +4,19 @@ Reading a file into a `Spec` is `job.spec.load`. This module imports pydantic on
 """
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)")
@@ -34,16 +44,16 @@ def parse_size(value: Any) -> Any:
     match = SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("a size such as 128MiB or 2GiB")
-    return int(float(match[1]) * BYTES[match[2]])
+    return int(Decimal(match[1]) * BYTES[match[2]])  # exact where float is not: a size read back is the same size
 
 
 def show_duration(seconds: float) -> str:
     """The shortest exact form: 5400.0 → 90m."""
     for unit in ("d", "h", "m", "s"):
-        count = seconds / SECONDS[unit]
-        if count == int(count) and count >= 1:
-            return f"{int(count)}{unit}"
-    return f"{seconds:g}s"
+        count = int(seconds / SECONDS[unit])
+        if count >= 1 and count * SECONDS[unit] == seconds:
+            return f"{count}{unit}"
+    return f"{Decimal(repr(seconds)):f}s"  # no exponent, no digit lost
 
 
 def show_size(size: int) -> str:
@@ -58,17 +68,39 @@ Duration = Annotated[
     BeforeValidator(parse_duration),
     Field(gt=0),
     PlainSerializer(show_duration),
-    WithJsonSchema({"type": ["string", "number"], "examples": ["30s", "90m", "2h"]}),
+    WithJsonSchema(
+        {
+            "type": ["string", "number"],
+            "pattern": r"^(\d+(\.\d+)?(ms|s|m|h|d) *)+$",
+            "exclusiveMinimum": 0,
+            "patternErrorMessage": "a duration above zero such as 30s, 90m, 2h or 1d",
+            "examples": ["30s", "90m", "2h"],
+        }
+    ),
 ]
 Size = Annotated[
     int,
     BeforeValidator(parse_size),
     Field(gt=0),
     PlainSerializer(show_size),
-    WithJsonSchema({"type": ["string", "integer"], "examples": ["128MiB", "2GiB"]}),
+    WithJsonSchema(
+        {
+            "type": ["string", "integer"],
+            "pattern": r"^\d+(\.\d+)?\s*(B|[KMGT]i?B)$",
+            "minimum": 1,
+            "patternErrorMessage": "a size above zero such as 128MiB or 2GiB",
+            "examples": ["128MiB", "2GiB"],
+        }
+    ),
 ]
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+# A pattern in words, for the reader's messages; editors that know the keyword show it too.
+HEX: dict[str, JsonValue] = {"patternErrorMessage": "64 lower-case hexadecimal digits"}
+RUN_NAME: dict[str, JsonValue] = {
+    "patternErrorMessage": "1 to 63 lower-case letters, digits, dots, dashes, underscores; the first a letter or digit"
+}
 
 
 class Section(BaseModel):
@@ -111,7 +143,7 @@ class Dataset(Section):
     """Folder that holds the data, or receives the download; default $JOB_DATA_ROOT, else data."""
     mirror: str | None = None
     """An archive (or the folder that holds it) to take the data from before any download: a path or oci://…"""
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", json_schema_extra=HEX)] | None = None
     """SHA-256 of the mirror's archive; default: read from ARCHIVE.sha256 beside it."""
     subset: Annotated[int, Field(ge=2)] | Annotated[float, Field(gt=0, le=1)] | None = None
     """Train on a stratified part: a number of training images or a fraction; other splits shrink alike."""
@@ -282,7 +314,7 @@ class Resources(Section):
 class Spec(Section):
     """A job: what to learn from, what to train, and where the results go."""
 
-    name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,62}$")] = "job"
+    name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,62}$", json_schema_extra=RUN_NAME)] = "job"
     """Lower-case letters, digits, dots, dashes; the run's folder starts with it."""
     dataset: Dataset
     """What is learned from."""
@@ -317,7 +349,11 @@ class Spec(Section):
 
 
 def contradictions(spec: Spec) -> list[tuple[str, str, str]]:
-    """Rules that take more than one key: (key, what is wrong, what to do). Empty when the spec is sound."""
+    """Rules that take more than one key: (key, what is wrong, what to do). Empty when the spec is sound.
+
+    The words name every other key whose default would break the rule: the reader keeps a rule to itself while a key
+    it names is itself in error.
+    """
     data, loader, train = spec.dataset, spec.loader, spec.train
     no_validation = "set dataset.validation, for example to 0.1"
     rules = [
