@@ -92,7 +92,6 @@ def _ready_lines(made: Plan, ready: Ready) -> list[tuple[str, str]]:
     height, width, channels = splits.train.images.shape[1:]
     held = 0 if splits.validation is None else len(splits.validation.labels)
     counts = f"{len(splits.train.labels):,} to train, {held:,} to validate, {len(splits.test.labels):,} to test"
-    flops = "" if facts.flops_per_image is None else f", {facts.flops_per_image / 1e6:,.1f} MFLOPs an image"
     switches = [
         ("precision", device.precision),
         ("channels_last", "on" if device.channels_last else "off"),
@@ -100,7 +99,10 @@ def _ready_lines(made: Plan, ready: Ready) -> list[tuple[str, str]]:
     ]
     return [
         ("images", f"{counts}; {height}×{width}×{channels}, {len(splits.classes)} classes"),
-        ("model", f"{spec.model.name}, {facts.parameters:,} parameters{flops}"),
+        (
+            "model",
+            f"{spec.model.name}, {facts.parameters:,} parameters, {facts.flops_per_image / 1e6:,.1f} MFLOPs an image",
+        ),
         ("device", f"{device.name} ({device.reasons['device']}), {device.threads} CPU threads"),
         *((word, f"{value} ({device.reasons[word]})") for word, value in switches),
         ("training", f"{spec.train.epochs} epochs, about {ready.train_seconds:,.0f} s"),

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from job import environment
 from job.data.dataset import Splits
 from job.planning import Plan, Ready
-from job.results import report, schema
+from job.results import schema
 from job.results.metrics import most_confident_mistakes
+from job.results.report import write_report
 from job.runfolder import RunFolder, read_lines, write_manifest
 from job.spec.load import resolved, spec_hash
 from job.training.session import Outcome, Session
@@ -43,10 +44,10 @@ def complete(made: Plan, folder: RunFolder, training: Session, outcome: Outcome,
             epochs_planned=made.loaded.spec.train.epochs,
             stopped_early=training.why_stop,
         ),
-        mistakes=tuple(_mistake(index, number, outcome, ready.splits) for number, index in enumerate(picked)),
+        mistakes=tuple(_mistake(index, outcome, ready.splits) for index in picked),
         **_facts(made, folder, training),
     )
-    report.write_report(folder, written, [ready.splits.test.images[index] for index in picked])
+    write_report(folder, written, [ready.splits.test.images[index] for index in picked])
 
 
 def partial(
@@ -67,7 +68,7 @@ def partial(
         seconds=schema.Seconds(**seconds, total=time.time() - began),
         **facts,
     )
-    report.write_report(folder, written, [])
+    write_report(folder, written, [])
 
 
 def seal(made: Plan, folder: RunFolder) -> None:
@@ -150,14 +151,14 @@ def _loader(ready: Ready) -> schema.LoaderChoice:
     )
 
 
-def _mistake(index: int, number: int, outcome: Outcome, splits: Splits) -> schema.Mistake:
+def _mistake(index: int, outcome: Outcome, splits: Splits) -> schema.Mistake:
     row = outcome.predictions.probabilities[index]
     return schema.Mistake(
         index=index,
         truth=splits.classes[outcome.predictions.labels[index]],
         predicted=splits.classes[row.argmax()],
         probability=float(row.max()),
-        picture=f"plots/mistakes/{number:02d}.png",
+        picture=None,  # named when it is written
     )
 
 

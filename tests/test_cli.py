@@ -62,7 +62,7 @@ def test_validate_says_all_that_is_wrong(capsys: pytest.CaptureFixture[str], tmp
     path.write_text("dataset: {name: digits}\nmodel: {nam: resnet9}\ntrain: {epochs: 0}\n")
     code, out, err = call(capsys, "validate", path)
     assert (code, out) == (2, "")
-    assert [line.split(": ")[0] for line in err.splitlines()] == [f"{path}:2:1", f"{path}:2:9", f"{path}:3:9"]
+    assert [line.split(": ")[0] for line in err.splitlines()] == [f"{path}:2:9", f"{path}:3:17"]
 
 
 def test_a_missing_spec_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -170,6 +170,4 @@ def test_doctor_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_oci_is_told_plainly(capsys: pytest.CaptureFixture[str], spec: Path) -> None:
     code, _, err = call(capsys, "run", spec, "--set", "store.uri=oci://bucket@namespace/runs")
     assert code == 2
-    assert err == (
-        "oci://bucket@namespace/runs: this version has no store for oci://; use a folder\n"
-    )
+    assert err == ("oci://bucket@namespace/runs: this version has no store for oci://; use a folder\n")

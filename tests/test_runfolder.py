@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from job import runfolder
 from job.errors import JobError
 from job.runfolder import RunFolder, append_line, atomic, read_lines, sha256, write_json, write_manifest, write_text
 
@@ -56,7 +55,7 @@ def test_the_disk_says_no_in_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(runfolder.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(JobError) as caught:
         write_text(tmp_path / "report.md", "text")
     assert words in str(caught.value)

@@ -1,6 +1,7 @@
 """The loader is chosen by measurement, within limits, and the choice is explained. No test waits on the clock."""
 
 import itertools
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,7 +37,7 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
     monkeypatch.setattr(tuning, "images_per_second", measure)
     monkeypatch.setattr(tuning, "cpu_count", lambda: 4)
-    monkeypatch.setattr(tuning.time, "monotonic", itertools.repeat(0.0).__next__)
+    monkeypatch.setattr(time, "monotonic", itertools.repeat(0.0).__next__)
     return found  # type: ignore[return-value]
 
 
@@ -70,7 +71,7 @@ def test_naming_workers_means_workers(speeds: list[float]) -> None:
 
 def test_a_budget_used_up_says_so(speeds: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     speeds[:] = [1000.0, 10.0]
-    monkeypatch.setattr(tuning.time, "monotonic", itertools.count(0.0, 100.0).__next__)
+    monkeypatch.setattr(time, "monotonic", itertools.count(0.0, 100.0).__next__)
     made = plan(Loader(batch_size=8, resident=False))
     assert [row.note for row in made.rows] == ["", *["not tried: the time for tuning was used up"] * 3]
 

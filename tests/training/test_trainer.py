@@ -1,5 +1,6 @@
 """The loop: its order, its numbers against a plain loop, and what a State carries."""
 
+from collections.abc import Generator
 from itertools import pairwise
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_it_is_the_plain_loop() -> None:
                 group["lr"] = learning_rate(epoch * len(data) + step, len(data), 2, 0.1, wanted.schedule)
             loss = F.cross_entropy(plain(batch.images), batch.labels)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(float(loss.detach()))
     assert [float(event.loss) for event in events if isinstance(event, StepDone)] == pytest.approx(losses, rel=1e-5)
@@ -133,5 +134,6 @@ def test_leaving_the_loop_early_is_silent() -> None:
     state = State(network(), spec(), CPU)
     steps = train(state, batches(), spec(), CPU)
     next(steps)
+    assert isinstance(steps, Generator)
     steps.close()
     assert (state.epoch, state.step) == (0, 1)
