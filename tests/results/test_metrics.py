@@ -118,8 +118,9 @@ def test_mistakes_come_surest_first_and_equals_in_their_own_order() -> None:
     predictions = Predictions(probabilities, np.array([1, 1, 1, 1, 0]))
     assert most_confident_mistakes(predictions) == [1, 3, 2, 0]
     assert most_confident_mistakes(predictions, 2) == [1, 3]
-    alike = Predictions(np.tile(np.array([[0.6, 0.4]], dtype=np.float32), (500, 1)), np.ones(500, dtype=np.int64))
-    assert most_confident_mistakes(alike, 300) == list(range(300))
+    two = np.array([[0.6, 0.4], [0.7, 0.3]], dtype=np.float32)
+    many = Predictions(np.tile(two, (500, 1)), np.ones(1000, dtype=np.int64))
+    assert most_confident_mistakes(many, 600) == [*range(1, 1000, 2), *range(0, 200, 2)]
 
 
 def test_no_mistakes_are_an_empty_list() -> None:
