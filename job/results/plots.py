@@ -49,12 +49,12 @@ def draw(report: Report) -> dict[str, bytes]:
 
 
 def curves(report: Report) -> Figure | None:
-    """Loss above, accuracy below, by epoch. None before the first line of running loss."""
+    """Loss above, accuracy below where it was evaluated, by epoch. None before the first line of running loss."""
     losses = _losses(report)
     accuracies = [(float(e.epoch), e.accuracy) for e in report.history if e.accuracy is not None]
     if not losses:
         return None
-    both = bool(accuracies) or report.test is not None
+    both = bool(accuracies)
     figure = Figure((WIDTH, 4.6 if both else 2.7))
     last = max(x for _, points, _ in losses for x, _ in points)
     upper = place(figure, left=0.8, bottom=2.6 if both else 0.6, height=1.7)
@@ -187,8 +187,7 @@ def _accuracy_curve(axes: Axes, report: Report, accuracies: Sequence[tuple[float
     if report.test is not None:
         axes.axhspan(*report.test.interval, color=MUTED, alpha=0.2, linewidth=0)
         axes.axhline(report.test.accuracy, color=INK, linewidth=1, linestyle="--", label="test, at the end")
-    if accuracies:
-        axes.plot(*zip(*accuracies, strict=True), "s-", color=ORANGE, markersize=3.5, label=_watched(report))
+    axes.plot(*zip(*accuracies, strict=True), "s-", color=ORANGE, markersize=3.5, label=_watched(report))
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(percent)
     axes.margins(y=0.12)

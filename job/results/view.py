@@ -82,6 +82,10 @@ class View:
     def numbered(self) -> bool:
         return len(self.classes) <= NUMBERED
 
+    def equals(self, row: ClassRow) -> int:
+        """Classes of the same accuracy, itself included."""
+        return sum(other.accuracy == row.accuracy for other in self.ranked)
+
     @property
     def weakest(self) -> tuple[ClassRow, ...]:
         return self.ranked[: -ENDS - 1 : -1]

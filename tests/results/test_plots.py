@@ -98,5 +98,15 @@ def test_losses_that_are_not_known_are_left_out(build: Build) -> None:
     assert [_xs(axes) for axes in figure.axes] == [[[1.0, 3.0], [1.0, 3.0]], [[0.0, 1.0], [1.0, 3.0]]]
 
 
+def test_without_evaluations_there_is_no_empty_panel(build: Build) -> None:
+    unseen = [
+        epoch.model_copy(update={"loss": None, "accuracy": None, "evaluated_on": None}) for epoch in build().history
+    ]
+    with canvas.style():
+        figure = plots.curves(build(history=tuple(unseen)))
+    assert figure is not None
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss"]
+
+
 def _xs(axes: Axes) -> list[list[float]]:
     return [np.asarray(line.get_xdata(), dtype=float).tolist() for line in axes.lines]

@@ -19,6 +19,7 @@ from PIL import Image
 
 from job.errors import JobError
 from job.results import schema
+from job.results.metrics import Predictions, measure
 from job.results.report import LARGE, SMALL, render, write_report
 from job.results.schema import Report, read
 from job.results.words import NAME, shorten, shown
@@ -219,6 +220,16 @@ def test_whatever_is_missing_the_pages_are_whole(
         text = folder.report(kind).read_text(encoding="utf-8")
         assert "{{" not in text
         assert "{%" not in text
+
+
+def test_classes_that_do_equally_well_are_counted(build: Build, written: Callable[[Report], Page]) -> None:
+    labels = np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    taken = np.array([0, 0, 1, 1, 2, 0, 3, 0])  # two classes whole, two by half
+    metrics = measure(Predictions(np.eye(4, dtype=np.float32)[taken], labels), ["a", "b", "c", "d"])
+    per_class = {name: one.accuracy for name, one in metrics.per_class.items()}
+    test = schema.TestResult.of(metrics)
+    text = written(build(accuracy=metrics.accuracy, per_class=per_class, test=test)).text
+    assert "It is best at 2 classes alike (100.0%) and weakest at 2 classes alike (50.0%)." in text
 
 
 def test_a_class_without_test_images_is_said_to_have_none(build: Build, written: Callable[[Report], Page]) -> None:
