@@ -72,6 +72,7 @@ class View:
     notes: tuple[str, ...]  # why it ended, and warnings, without repetition
     facts: tuple[tuple[str, str, str], ...]  # the run at a glance: word, value, detail
     splits: tuple[tuple[str, SplitResult], ...]  # those that were looked at
+    evaluated: bool  # during training
     digits: int  # decimals that the number of test images carries
 
     @property
@@ -115,6 +116,7 @@ def view(report: Report) -> View:
         notes=tuple(dict.fromkeys(notes)),
         facts=tuple(_facts(report)),
         splits=tuple((word, split) for word, split in splits if split is not None),
+        evaluated=any(epoch.evaluated_on is not None for epoch in report.history),
         digits=2 if test is not None and test.count >= 1000 else 1,  # noqa: PLR2004
     )
 
