@@ -82,7 +82,7 @@ class Device:
         return int(torch.cuda.mem_get_info()[0]) if self.kind == "cuda" else available_memory()
 
 
-def choose(train: "Train", *, batch_norm: bool, deterministic: bool = False) -> Device:
+def choose(train: "Train", *, batch_norm: bool) -> Device:
     """Settles every `auto` of the spec's train section that does not need a measurement, and configures torch."""
     import torch
 
@@ -90,20 +90,20 @@ def choose(train: "Train", *, batch_norm: bool, deterministic: bool = False) -> 
     threads = cpu_count()
     torch.set_num_threads(threads)
     reasons = {"device": why, "threads": "the CPUs this process may use, by affinity and cgroup"}
+    channels_last = (kind == "cuda" or batch_norm) if train.channels_last == "auto" else train.channels_last
     if kind == "cuda":
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
         refuse_unsupported(name, capability, torch.cuda.get_arch_list())
         precision, reasons["precision"] = _cuda_precision(train.precision, capability)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
-        torch.backends.cudnn.benchmark = not deterministic  # picks the fastest kernel for the fixed batch shape
+        torch.backends.cudnn.benchmark = not train.deterministic  # picks the fastest kernel for the fixed batch shape
     else:
         name = cpu_name()
-        precision, reasons["precision"] = _cpu_precision(train.precision)
+        precision, reasons["precision"] = _cpu_precision(train.precision, channels_last, native_bf16())
         torch.set_flush_denormal(True)  # denormal numbers are slow on x86 and mean nothing to a network
-    if deterministic:
+    if train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler: 1.5 s
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for to be deterministic
-    torch.use_deterministic_algorithms(deterministic)
-    channels_last = (kind == "cuda" or batch_norm) if train.channels_last == "auto" else train.channels_last
+        torch.use_deterministic_algorithms(train.deterministic)
     given = train.channels_last != "auto"
     reasons["channels_last"] = "as the spec says" if given else "convolutions with batch norm run faster in this layout"
     compiling = train.compile is True
@@ -151,6 +151,13 @@ def gpus() -> list[tuple[str, str | None, int, int]]:
             problem = str(error)
         found.append((name, problem, *torch.cuda.mem_get_info(index)))
     return found
+
+
+def native_bf16() -> bool:
+    """Whether the CPU has instructions for bf16 products."""
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def cpu_count() -> int:
@@ -219,7 +226,11 @@ def _cuda_precision(wish: str, capability: tuple[int, int]) -> tuple[str, str]:
     return ("fp16", "tensor cores, but no bf16") if capability >= (7, 0) else ("fp32", "no tensor cores")
 
 
-def _cpu_precision(wish: str) -> tuple[str, str]:
+def _cpu_precision(wish: str, channels_last: bool, native: bool) -> tuple[str, str]:
     if wish in ("fp16", "tf32"):
         raise JobError("train.precision", f"{wish} needs a GPU and this run is on CPU", "use auto, fp32 or bf16")
-    return ("fp32", "on CPU") if wish == "auto" else (wish, "as the spec says")
+    if wish != "auto":
+        return wish, "as the spec says"
+    if native and channels_last:  # measured on such a CPU: 1.4 times as fast; in the other layout half as fast
+        return "bf16", "this CPU computes bf16 natively"
+    return "fp32", "the other layout has no fast bf16" if native else "this CPU does not compute bf16 natively"

@@ -77,9 +77,19 @@ def test_asking_for_a_gpu_that_is_not_there() -> None:
         choose(Train(device="cuda"), batch_norm=True)
 
 
+@pytest.mark.parametrize(
+    ("native", "batch_norm", "precision"), [(True, True, "bf16"), (True, False, "fp32"), (False, True, "fp32")]
+)
+def test_a_cpu_with_bf16_uses_it_where_it_pays(
+    monkeypatch: pytest.MonkeyPatch, native: bool, batch_norm: bool, precision: str
+) -> None:
+    monkeypatch.setattr(device, "native_bf16", lambda: native)
+    assert choose(Train(device="cpu"), batch_norm=batch_norm).precision == precision
+
+
 def test_every_choice_has_a_reason() -> None:
     chosen = choose(Train(device="cpu"), batch_norm=True)
-    assert (chosen.kind, chosen.precision, chosen.compile) == ("cpu", "fp32", False)
+    assert (chosen.kind, chosen.compile) == ("cpu", False)
     assert set(chosen.reasons) >= {"device", "precision", "compile", "channels_last", "threads"}
 
 

@@ -141,40 +141,38 @@ def _digits(spec: Dataset) -> _Raw:
 
     digits = load_digits()
     images = (digits.images * (255 / 16)).round().astype(np.uint8)[..., None]
-    return _divide(Split(images, digits.target.astype(np.int64)), spec, tuple("0123456789"))
+    everything = Split(images, digits.target.astype(np.int64))
+    return _divide(everything, spec, tuple("0123456789"), np.arange(len(images)))
 
 
 def _own(spec: Dataset, root: Path) -> _Raw:
     found = image_folder.read(spec, root)
-    everything = Split(found.images, found.labels)
-    if not found.parts[0]:
-        raw = _divide(everything, spec, found.classes)
+    everything, parts = Split(found.images, found.labels), found.parts[found.good]
+    if not parts[0]:
+        raw = _divide(everything, spec, found.classes, found.good)
     else:
-        held = np.flatnonzero(found.parts == "validation")
-        raw = _Raw(
-            train=_take(everything, np.flatnonzero(found.parts == "train")),
-            validation=_take(everything, held) if len(held) else None,
-            test=_take(everything, np.flatnonzero(found.parts == "test")),
-            classes=found.classes,
-        )
+        of = {part: found.good[parts == part] for part in ("train", "validation", "test")}
+        held = _take(everything, of["validation"]) if len(of["validation"]) else None
+        raw = _Raw(_take(everything, of["train"]), held, _take(everything, of["test"]), found.classes)
     return replace(raw, notices=found.notices, skipped=found.skipped)
 
 
-def _divide(everything: Split, spec: Dataset, classes: tuple[str, ...]) -> _Raw:
-    """dataset.split: each class in the same proportion, at least one image of it on either side."""
-    counts = np.bincount(everything.labels, minlength=len(classes))
+def _divide(everything: Split, spec: Dataset, classes: tuple[str, ...], good: NDArray[np.int64]) -> _Raw:
+    """dataset.split of the places in `good`: each class in the same proportion, at least one image on either side."""
+    labels = everything.labels[good]
+    counts = np.bincount(labels, minlength=len(classes))
     for name, count in zip(classes, counts, strict=True):
         if count < 2:  # noqa: PLR2004 - one to train, one to test
             what = f"the class {name!r} has {count} image, too few to train and to test"
             raise DataError("dataset.split", what, "add images of it, or give train/ and test/ folders")
-    train, test = stratified(everything.labels, round(spec.split.train * len(everything.labels)), spec.split.seed)
+    train, test = stratified(labels, round(spec.split.train * len(labels)), spec.split.seed)
     for part, chosen in (("training", train), ("test", test)):
-        missing = np.flatnonzero(np.bincount(everything.labels[chosen], minlength=len(classes)) == 0)
+        missing = np.flatnonzero(np.bincount(labels[chosen], minlength=len(classes)) == 0)
         if len(missing):
             name = classes[missing[0]]
             what = f"train: {spec.split.train:g} leaves no {part} image of the {counts[missing[0]]} in class {name!r}"
             raise DataError("dataset.split", what, "add images of it, or change dataset.split.train")
-    return _Raw(_take(everything, train), None, _take(everything, test), classes)
+    return _Raw(_take(everything, good[train]), None, _take(everything, good[test]), classes)
 
 
 def _shrink(raw: _Raw, spec: Dataset) -> _Raw:
@@ -216,7 +214,13 @@ def _hold_back(raw: _Raw, spec: Dataset) -> _Raw:
 
 
 def _take(split: Split, chosen: NDArray[np.int64]) -> Split:
-    return Split(split.images[chosen], split.labels[chosen])
+    images = split.images
+    if isinstance(images, np.memmap):  # indexing would bring it into memory as a whole
+        part = image_folder.mapped((len(chosen), *images.shape[1:]))
+        for start in range(0, len(chosen), CHUNK):
+            part[start : start + CHUNK] = images[chosen[start : start + CHUNK]]
+        return Split(part, split.labels[chosen])
+    return Split(images[chosen], split.labels[chosen])
 
 
 def _leaked(raw: _Raw) -> int:

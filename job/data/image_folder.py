@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +57,7 @@ class Found:
     images: NDArray[np.uint8]  # (N, H, W, C); mapped from a file that has no name where it is large
     labels: NDArray[np.int64]
     parts: NDArray[np.str_]
+    good: NDArray[np.int64]  # places of those that could be decoded; the others hold nothing
     classes: tuple[str, ...]
     notices: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -86,13 +86,12 @@ def read(spec: Dataset, root: Path) -> Found:
         raise DataError(str(root), f"{_count(len(bad), 'file')} cannot be used: {some}", cure)
     good = np.array([place for place in range(len(files)) if place not in bad], np.int64)
     if bad:
-        images = images[good]
         notices.append(f"{_count(len(bad), 'bad file')} left out; the first: {skipped[0]}")
-    labels = np.array([item[1] for item in files], np.int64)[good]
-    parts = np.array([item[2] for item in files], np.str_)[good]
-    _refuse_empty(root, labels, classes)
+    labels = np.array([item[1] for item in files], np.int64)
+    parts = np.array([item[2] for item in files], np.str_)
+    _refuse_empty(root, labels[good], classes)
     notices += _conversions(files, seen, root, channels)
-    return Found(images, labels, parts, classes, tuple(notices), skipped)
+    return Found(images, labels, parts, good, classes, tuple(notices), skipped)
 
 
 def look(path: Path) -> Seen:
@@ -213,15 +212,21 @@ def _channels(spec: Dataset, seen: Sequence[Seen]) -> int:
 
 
 def _room(count: int, side: tuple[int, int], channels: int) -> NDArray[np.uint8]:
-    """Memory for all images, or a mapped file without a name, which goes away with the process."""
+    """Memory for all images; a mapped file where they are too many for it."""
     shape = (count, *side, channels)
     size = int(np.prod(shape, dtype=np.int64))
     if size <= MEMORY_PART * available_memory():
         return np.empty(shape, np.uint8)
+    return mapped(shape)
+
+
+def mapped(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """An array in a file without a name, which goes away with the process."""
+    size = int(np.prod(shape, dtype=np.int64))
     with disk_errors(Path(tempfile.gettempdir())):
-        file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - the map keeps it open as long as it is needed
-        file.truncate(size)
-    return np.memmap(file, np.uint8, "r+", shape=shape)
+        with tempfile.TemporaryFile() as file:  # the map outlives the handle
+            file.truncate(size)
+            return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def _decode_into(images: NDArray[np.uint8], place: int, path: Path, header: Seen, resize: int | None) -> str | None:

@@ -21,6 +21,7 @@ from job.storage.store import open_store
 
 BUILDERS = {  # name → module with build(shape, classes, width), imported on use
     "tutorial_net": "job.models.tutorial_net",
+    "small_cnn": "job.models.small_cnn",
     "resnet9": "job.models.resnet",
     "airbench": "job.models.airbench",
 }
@@ -114,7 +115,7 @@ def _torchvision(model: Model, shape: tuple[int, int, int], classes: int) -> nn.
             "model.name", f"no network is called {model.name}", f"did you mean {near[0]}?" if near else known
         )
     if model.width is not None:
-        raise UsageError("model.width", f"{model.name} has one width only", "remove it, or use resnet9 or airbench")
+        raise UsageError("model.width", f"{model.name} has one width only", "remove it, or use one of our own networks")
     module: nn.Module = models.get_model(model.name, weights=None, num_classes=classes, **OPTIONS.get(model.name, {}))
     if shape[0] != 3:  # noqa: PLR2004 - red, green and blue
         _take_channels(module, shape[0])

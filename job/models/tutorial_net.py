@@ -38,7 +38,7 @@ class TutorialNet(nn.Module):
 
 def build(shape: tuple[int, int, int], classes: int, width: int | None) -> TutorialNet:
     if width is not None:
-        raise UsageError("model.width", "tutorial_net has one width only", "remove it, or use resnet9 or airbench")
+        raise UsageError("model.width", "tutorial_net has one width only", "remove it, or use another network")
     if min(shape[1:]) < SMALLEST:
         raise UsageError(
             "tutorial_net",

@@ -195,11 +195,11 @@ class Model(Section):
     """The network."""
 
     name: Annotated[str, Field(min_length=1)]
-    """tutorial_net, resnet9, airbench, or any torchvision classifier such as resnet18."""
+    """tutorial_net, small_cnn, resnet9, airbench, or any torchvision classifier such as resnet18."""
     weights: str | None = None
     """A state_dict to start from: a file or oci://…; nothing is ever downloaded by itself."""
     width: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Channels of the first block of resnet9 and airbench; default 16 and 64."""
+    """Channels of the first block of small_cnn, resnet9 and airbench; default 8, 16 and 64."""
 
 
 class Optimizer(Section):
@@ -242,7 +242,7 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU if there is one this build can use."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """auto is bf16 where the GPU computes it natively, fp16 on older GPUs, fp32 on CPU."""
+    """auto is bf16 where GPU or CPU compute it natively, fp16 on older GPUs, else fp32."""
     compile: bool | Auto = "auto"
     """torch.compile; auto does so on CUDA when the run is long enough to earn it back."""
     channels_last: bool | Auto = "auto"

@@ -38,12 +38,15 @@ def prepare(spec: Spec, splits: Splits) -> Prepared:
     module = build(spec.model, shape, len(splits.classes))
     if spec.model.weights is not None:
         load_weights(module, spec.model.weights)
-    batch_norm = any(isinstance(layer, _BatchNorm) for layer in module.modules())
-    device = choose(spec.train, batch_norm=batch_norm)
+    device = choose(spec.train, batch_norm=has_batch_norm(module))
     pixels = Pixels.on(device, splits.mean, splits.std)
     if spec.model.weights is None:
         initialise(module, pixels(device.tensor(splits.train.images[:WHITENING_IMAGES])).cpu())
     return Prepared(device.place(module), device, pixels, model_facts(module, shape))
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,6 @@ def restore(description: dict[str, Any], weights: Path) -> Saved:
     module = build(model, (channels, height, width), len(description["classes"]))
     state = read(weights)
     fill(module, state.get("module", state), str(weights))
-    device = choose(Train(), batch_norm=False)
+    device = choose(Train(), batch_norm=has_batch_norm(module))
     pixels = Pixels.on(device, tuple(description["mean"]), tuple(description["std"]))
     return Saved(device.place(module), device, pixels, (channels, height, width), tuple(description["classes"]))
