@@ -223,10 +223,9 @@ def _room(count: int, side: tuple[int, int], channels: int) -> NDArray[np.uint8]
 def mapped(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """An array in a file without a name, which goes away with the process."""
     size = int(np.prod(shape, dtype=np.int64))
-    with disk_errors(Path(tempfile.gettempdir())):
-        with tempfile.TemporaryFile() as file:  # the map outlives the handle
-            file.truncate(size)
-            return np.memmap(file, np.uint8, "r+", shape=shape)
+    with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:  # the map outlives the handle
+        file.truncate(size)
+        return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def _decode_into(images: NDArray[np.uint8], place: int, path: Path, header: Seen, resize: int | None) -> str | None:
