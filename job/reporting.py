@@ -113,7 +113,7 @@ def _facts(made: Plan, folder: RunFolder, training: Session) -> dict[str, object
         "spec": resolved(spec),
         "spec_defaults": made.loaded.defaults,
         "spec_sha256": spec_hash(spec),
-        "warnings": tuple(splits.notices),
+        "warnings": splits.notices[-1:] if splits.leaked else (),
         "reproduce": _reproduce(folder),
     }
 
@@ -167,7 +167,7 @@ def _reproduce(folder: RunFolder) -> tuple[str, ...]:
     commit = environment.commit()
     checkout = [] if commit is None or commit.endswith("-dirty") else [f"git checkout {commit}"]
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    return (*checkout, "make setup", f"{python} -m job run {shlex.quote(str(folder.spec))}")
+    return (*checkout, "make setup", f"{python} -m job run {shlex.quote(f'{folder.id}/spec.yaml')}")
 
 
 def _without(values: dict[str, object], name: str) -> dict[str, object]:

@@ -1,0 +1,79 @@
+"""Augmentation is pure: it follows from the generator, keeps the memory format, and moves whole images only."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from job.data.augment import alternating, augment
+from job.errors import UsageError
+from job.spec.schema import Augment
+
+
+def images(count: int = 6, side: int = 8) -> Tensor:
+    return torch.arange(count * 3 * side * side, dtype=torch.float32).view(count, 3, side, side)
+
+
+def changed(spec: Augment, batch: Tensor, seed: int = 0, epoch: int = 0) -> Tensor:
+    return augment(batch, spec, torch.Generator().manual_seed(seed), epoch, torch.arange(len(batch)))
+
+
+@given(st.booleans(), st.integers(0, 4), st.integers(0, 5), st.integers(0, 100))
+def test_the_same_generator_the_same_batch(flip: bool, padding: int, cutout: int, seed: int) -> None:
+    spec, batch = Augment(flip=flip, crop_padding=padding, cutout=cutout), images()
+    before = batch.clone()
+    found = changed(spec, batch, seed)
+    assert found.shape == batch.shape
+    assert torch.equal(found, changed(spec, batch, seed))
+    assert torch.equal(batch, before), "the input stays as it is"
+    nhwc = changed(spec, batch.contiguous(memory_format=torch.channels_last), seed)
+    assert torch.equal(found, nhwc)
+    assert nhwc.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_flip_mirrors_about_half() -> None:
+    batch = images(400, 4)
+    found = changed(Augment(flip=True), batch)
+    kept = [torch.equal(a, b) for a, b in zip(found, batch, strict=True)]
+    mirrored = [torch.equal(a, b.flip(2)) for a, b in zip(found, batch, strict=True)]
+    assert all(a != b for a, b in zip(kept, mirrored, strict=True))
+    assert 150 < sum(mirrored) < 250
+
+
+def test_alternating_shows_both_sides_in_two_epochs() -> None:
+    places = torch.arange(500)
+    first, second, third = (alternating(places, epoch, seed=1) for epoch in range(3))
+    assert bool((first ^ second).all())
+    assert torch.equal(first, third)
+    assert 200 < int(first.sum()) < 300
+    assert not torch.equal(first, alternating(places, 0, seed=2))
+
+
+def test_a_crop_is_a_window_of_the_padded_image() -> None:
+    batch = images(50, 6)
+    found = changed(Augment(crop_padding=2), batch)
+    padded = torch.nn.functional.pad(batch, (2, 2, 2, 2), mode="reflect")
+    for image, wide in zip(found, padded, strict=True):
+        windows = [wide[:, y : y + 6, x : x + 6] for y in range(5) for x in range(5)]
+        assert any(torch.equal(image, window) for window in windows)
+
+
+def test_cutout_blanks_a_square() -> None:
+    found = changed(Augment(cutout=3), torch.ones(200, 3, 9, 9))
+    blank = (found == 0).sum((1, 2, 3)) // 3
+    assert int(blank.max()) == 9
+    assert int(blank.min()) >= 4  # a corner is the least that can be left
+    assert bool(((found == 0).any(1) == (found == 0).all(1)).all()), "all channels alike"
+
+
+def test_padding_wider_than_the_image_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"augment\.crop_padding: 8 pixels cannot be reflected in images that are 8 wide"
+    ):
+        changed(Augment(crop_padding=8), images())
+
+
+def test_nothing_asked_nothing_done() -> None:
+    batch = images()
+    assert changed(Augment(), batch) is batch
