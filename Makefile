@@ -24,7 +24,7 @@ BRIEFLY = 2>$(VENV)/pip.log | sed -unE 's/^ *(Downloading|Using cached) ([^-]+)-
 
 LOCK = $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-emit-options \
   --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
-SCRIPTS = $(shell grep -rlIE '^\#!.*\b(ba)?sh$$' .ci docker infra tests)
+SCRIPTS = $(shell grep -srlIE '^\#!.*\b(ba)?sh$$' .ci docker infra tests)
 
 ##@ Use
 

@@ -20,7 +20,7 @@ class Ready:
     splits: Splits
     network: Prepared
     loader: tuning.LoaderPlan
-    train_seconds: float  # estimated: images × epochs ÷ the slower of loader and network
+    train_seconds: float  # at least: images × epochs ÷ the slower of loader and network, measured each by itself
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _ready_lines(made: Plan, ready: Ready) -> list[tuple[str, str]]:
         ),
         ("device", f"{device.name} ({device.reasons['device']}), {device.threads} CPU threads"),
         *((word, f"{value} ({device.reasons[word]})") for word, value in switches),
-        ("training", f"{spec.train.epochs} epochs, about {ready.train_seconds:,.0f} s"),
+        ("training", f"{spec.train.epochs} epochs, at least {ready.train_seconds:,.0f} s"),
     ]
 
 

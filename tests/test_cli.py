@@ -59,7 +59,7 @@ def test_validate_says_yes(capsys: pytest.CaptureFixture[str], spec: Path) -> No
 
 def test_validate_says_all_that_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
-    path.write_text("dataset: {name: digits}\nmodel: {nam: resnet9}\ntrain: {epochs: 0}\n")
+    path.write_text("dataset: {name: digits}\nmodel: {named: resnet9}\ntrain: {epochs: 0}\n")
     code, out, err = call(capsys, "validate", path)
     assert (code, out) == (2, "")
     assert [line.split(": ")[0] for line in err.splitlines()] == [f"{path}:2:9", f"{path}:3:17"]

@@ -44,7 +44,7 @@ class LoaderPlan:
     settings: Settings
     rows: tuple[Row, ...]
     why: str
-    model_images_per_second: float  # forward, backward and update on a batch that is already there
+    model_images_per_second: float  # forward and backward on a batch that is already there
 
 
 def choose(
