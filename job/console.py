@@ -92,6 +92,7 @@ class LiveConsole:
         )
         self.task = self.bar.add_task("", total=None, facts="", visible=False)
         self.header_shown = False
+        self.steps = 0  # of an epoch, once it is known
 
     def __enter__(self) -> "LiveConsole":
         self.bar.start()
@@ -110,7 +111,7 @@ class LiveConsole:
             case EpochEnded():
                 self._epoch(event)
             case Result():
-                self.bar.update(self.task, visible=False)
+                self.bar.update(self.task, visible=False, refresh=True)
                 self._result(event)
             case Tuned():
                 self._tuned(event)
@@ -123,6 +124,7 @@ class LiveConsole:
         self.console.print(text, style=style, markup=False, soft_wrap=True)  # names may hold [brackets]
 
     def _progress(self, event: Progress) -> None:
+        self.steps = event.steps
         done = (event.epoch - 1) * event.steps + event.step
         left = "" if event.seconds_left is None else f", {clock(event.seconds_left)} left"
         self.bar.update(
@@ -135,6 +137,7 @@ class LiveConsole:
         )
 
     def _epoch(self, event: EpochEnded) -> None:
+        self.bar.update(self.task, completed=event.epoch * self.steps)
         if not self.header_shown:
             self.header_shown = True
             heads = f"{'epoch':>7}  {'training loss':>13}  {'loss':>8}  {'accuracy':>8}  {'images/s':>9}  {'time':>7}"
@@ -152,7 +155,7 @@ class LiveConsole:
         from rich.text import Text
 
         low, high = event.interval
-        table = Table(title=f"Test accuracy by class ({event.count} images, {event.weights} weights)")
+        table = Table(title="Test accuracy by class")
         table.add_column("class")
         table.add_column("accuracy", justify="right")
         table.add_column("")

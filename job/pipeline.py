@@ -130,7 +130,7 @@ def _resume(training: Session, folder: RunFolder) -> Iterator[Event]:
         return
     for line in restored.refused:
         yield Note(f"Checkpoint passed over: {line}", "warning")
-    training.restore(restored.state)
+    training.restore(restored.state, restored.path)
     kept = training.recorded(read_lines(folder.metrics))
     write_text(folder.metrics, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
     yield Note(f"Resumed from {restored.path.name}: epoch {training.state.epoch + 1}, step {training.state.step}")

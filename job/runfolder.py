@@ -83,14 +83,14 @@ def disk_errors(path: Path) -> Iterator[None]:
         errno.EROFS: "the file system is read-only; choose another folder with store.uri",
         errno.ENOTDIR: "a file stands where a folder is needed; choose another folder with store.uri",
         errno.EEXIST: "a file stands where a folder is needed; choose another folder with store.uri",
+        errno.ENOENT: "the folder cannot be made there; choose another one with store.uri",
         errno.EISDIR: "a folder stands where a file is needed; remove it",
     }
     try:
         yield
     except OSError as error:
-        if error.errno not in cures:
-            raise
-        raise JobError(str(path), (error.strerror or str(error)).lower(), cures[error.errno]) from error
+        cure = cures.get(error.errno or 0, "check the disk, or choose another folder with store.uri")
+        raise JobError(str(path), (error.strerror or str(error)).lower(), cure) from error
 
 
 @contextlib.contextmanager

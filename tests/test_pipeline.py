@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from job import pipeline
 from job.errors import Interrupted, JobError, UsageError
 from job.events import Ended, EpochEnded, Event, Note, Result, RunningLoss, Saved
 from job.interrupt import StopFlag
+from job.results.metrics import Metrics, Predictions, measure
 from job.runfolder import RunFolder, sha256
 from job.spec.load import parse
 from job.training import evaluate, session
@@ -213,6 +215,41 @@ def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint(tmp_path: Path)
     assert str(caught.value).startswith("epoch 1, step ")
     assert "learning rate 1e+30: the loss is " in str(caught.value)
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "failed"
+
+
+def test_a_loss_that_breaks_later_names_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from job.training import trainer
+    from job.training.optim import learning_rate as rate
+
+    monkeypatch.setattr(
+        trainer, "learning_rate", lambda step, steps, *rest: 1e30 if step >= steps else rate(step, steps, *rest)
+    )
+    with pytest.raises(JobError, match=r"^epoch 2, step \d+, learning rate 1e\+30: the .* is") as caught:
+        run(tmp_path)
+    [kept] = (tmp_path / "run/checkpoints").glob("*.pt")
+    assert f"(last good checkpoint: {kept})" in str(caught.value)
+
+
+def test_over_fitting_is_said_with_what_to_change() -> None:
+    def metrics(correct: int, count: int) -> Metrics:
+        probabilities = np.zeros((count, 2), np.float32)
+        probabilities[:, 0] = 1
+        return measure(Predictions(probabilities, np.array([0] * correct + [1] * (count - correct))), ("a", "b"))
+
+    warning = session.overfitting(metrics(990, 1000), metrics(700, 1000))
+    assert warning is not None
+    assert warning.startswith("over-fitting: 99.0% of the training images are right and 70.0% of the test images; try")
+    assert session.overfitting(metrics(720, 1000), metrics(700, 1000)) is None
+    assert session.overfitting(metrics(9, 10), metrics(7, 10)) is None, "too few images to tell"
+
+
+def test_looking_at_the_test_split_chooses_nothing(tmp_path: Path) -> None:
+    events = run(tmp_path, "train.evaluate_on=test")
+    assert [event.evaluated_on for event in only(events, EpochEnded)] == ["test"] * 3
+    assert json.loads((tmp_path / "run/report.json").read_text())["result"]["weights"] == "last"
+    assert not (tmp_path / "run/model/best.pt").exists()
 
 
 def test_the_time_limit_saves_and_stops(tmp_path: Path) -> None:

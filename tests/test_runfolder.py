@@ -47,6 +47,7 @@ def test_written_files_obey_the_umask(tmp_path: Path) -> None:
     ("number", "words"),
     [
         (errno.ENOSPC, "no space left on device; free some space"),
+        (errno.EIO, "input/output error; check the disk"),
         (errno.EROFS, "read-only file system; the file system is read-only"),
         (errno.EACCES, "permission denied; give this user the right"),
     ],

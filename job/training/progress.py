@@ -22,6 +22,7 @@ class Losses:
         self.waiting: list[StepDone] = []
         self.epoch: list[float] = []  # of this epoch, as far as read
         self.window: list[float] = []  # since the last line of running loss
+        self.kept = "none"  # the last good checkpoint, for the message of a run that breaks
 
     def add(self, done: StepDone) -> None:
         self.waiting.append(done)
@@ -33,7 +34,7 @@ class Losses:
         values = torch.stack([done.loss for done in self.waiting]).float().tolist()
         for done, value in zip(self.waiting, values, strict=True):
             if not math.isfinite(value):
-                raise diverged(done.epoch, done.step, done.lr, f"the loss is {value}")
+                raise diverged(done.epoch, done.step, done.lr, f"the loss is {value}", self.kept)
         self.waiting = []
         self.epoch += values
         self.window += values
@@ -56,15 +57,16 @@ class Losses:
         self.epoch, self.window = list(saved["epoch"]), list(saved["window"])
 
 
-def diverged(epoch: int, step: int, lr: float, what: str) -> JobError:
+def diverged(epoch: int, step: int, lr: float, what: str, kept: str) -> JobError:
     cure = "lower optimizer.lr, add schedule.warmup_epochs or set train.clip_grad_norm"
-    return JobError(f"epoch {epoch + 1}, step {step}, learning rate {lr:.4g}", what, cure)
+    where = f"epoch {epoch + 1}, step {step}, learning rate {lr:.4g}"
+    return JobError(where, f"{what} (last good checkpoint: {kept})", cure)
 
 
-def refuse_broken(module: nn.Module, epoch: int, step: int, lr: float) -> None:
+def refuse_broken(module: nn.Module, epoch: int, step: int, lr: float, kept: str) -> None:
     """Weights that are no numbers are never saved over good ones."""
     if not all(bool(torch.isfinite(tensor).all()) for tensor in module.parameters()):
-        raise diverged(epoch, step, lr, "the weights are not finite")
+        raise diverged(epoch, step, lr, "the weights are not finite", kept)
 
 
 @dataclass

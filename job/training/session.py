@@ -65,7 +65,7 @@ class Session:
     def epoch_ended(self, done: EpochDone) -> EpochEnded:
         """Evaluates if it is time, keeps the weights if they are the best, and sums up the epoch."""
         self.losses.read()
-        refuse_broken(self.state.module, done.epoch, len(self.batches), done.lr)
+        refuse_broken(self.state.module, done.epoch, len(self.batches), done.lr, self.losses.kept)
         train_loss, number = self.losses.take_epoch(), done.epoch + 1
         due = number % self.spec.train.evaluate_every == 0 or number == self.spec.train.epochs
         name, split = self._watched()
@@ -87,7 +87,7 @@ class Session:
     def save(self) -> Path:
         """A checkpoint of everything, at this very step."""
         self.losses.read()
-        refuse_broken(self.state.module, self.state.epoch, self.state.step, self.lr)
+        refuse_broken(self.state.module, self.state.epoch, self.state.step, self.lr, self.losses.kept)
         state = {
             **self.state.to_dict(),
             "losses": self.losses.to_dict(),
@@ -97,10 +97,13 @@ class Session:
         }
         total = self.state.epoch * len(self.batches) + self.state.step
         keep = self.spec.checkpoint.keep
-        return checkpoint.save(self.folder, state, self.state.epoch, self.state.step, total, keep)
+        path = checkpoint.save(self.folder, state, self.state.epoch, self.state.step, total, keep)
+        self.losses.kept = str(path)
+        return path
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def restore(self, saved: dict[str, Any], path: Path) -> None:
         self.state.restore(saved)
+        self.losses.kept = str(path)
         self.losses.restore(saved["losses"])
         self.selection.restore(saved["selection"])
         self.history = [EpochEnded(**ended) for ended in saved["history"]]

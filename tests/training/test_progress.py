@@ -36,18 +36,18 @@ def test_the_first_bad_step_is_named(value: float) -> None:
     with pytest.raises(JobError) as caught:
         losses.read()
     assert str(caught.value) == (
-        f"epoch 2, step 3, learning rate 0.1: the loss is {value}; "
+        f"epoch 2, step 3, learning rate 0.1: the loss is {value} (last good checkpoint: none); "
         "lower optimizer.lr, add schedule.warmup_epochs or set train.clip_grad_norm"
     )
 
 
 def test_broken_weights_are_not_saved() -> None:
     layer = nn.Linear(2, 2)
-    refuse_broken(layer, 0, 1, 0.1)
+    refuse_broken(layer, 0, 1, 0.1, "a.pt")
     with torch.no_grad():
         layer.weight[0, 0] = math.nan
-    with pytest.raises(JobError, match="the weights are not finite"):
-        refuse_broken(layer, 0, 1, 0.1)
+    with pytest.raises(JobError, match=r"the weights are not finite \(last good checkpoint: a\.pt\)"):
+        refuse_broken(layer, 0, 1, 0.1, "a.pt")
 
 
 def test_losses_survive_a_checkpoint() -> None:
