@@ -199,6 +199,19 @@ def test_samples_load_and_come_back(sample: Path) -> None:
     assert spec_hash(again) == spec_hash(spec)
 
 
+def test_the_readmes_spec_is_one() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.partition("```yaml\n")[2].partition("```")[0]
+    spec = read(block)
+    assert (spec.name, spec.dataset.root, spec.stop.patience) == ("flowers", "my-images", 5)
+
+
+def test_the_readme_names_every_sample_and_exit_code() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [sample.name for sample in SAMPLES if f"(job/spec/samples/{sample.name})" not in text] == []
+    assert all(f"| {code} |" in text for code in (0, 1, 2, 3, 4, 75))
+
+
 def test_the_schema_file_is_current() -> None:
     written = (ROOT / "job/spec/samples/spec.schema.json").read_text(encoding="utf-8")
     assert json.loads(written) == json_schema(), "python -m job schema > job/spec/samples/spec.schema.json"
