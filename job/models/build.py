@@ -169,12 +169,13 @@ def _flops(module: nn.Module, shape: tuple[int, int, int]) -> int:
     """
     owners = [layer for layer in module.modules() if next(layer.parameters(recurse=False), None) is not None]
     if not all(isinstance(layer, COUNTED + UNCOUNTED) for layer in owners):
+        from torch.nn.attention import SDPBackend, sdpa_kernel
         from torch.utils.flop_counter import FlopCounterMode
 
         fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # one fused call for all of attention, which is not counted
+        torch.backends.mha.set_fastpath_enabled(False)  # fused attention, like its CPU kernel, is not counted
         try:
-            with FlopCounterMode(display=False) as counter:
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
                 _forward(module, shape)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)

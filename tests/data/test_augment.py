@@ -77,3 +77,43 @@ def test_padding_wider_than_the_image_is_refused() -> None:
 def test_nothing_asked_nothing_done() -> None:
     batch = images()
     assert changed(Augment(), batch) is batch
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(5, 9), (8, 4)])
+def test_flip_and_crop_together_in_images_that_are_not_square(channels: int, shape: tuple[int, int]) -> None:
+    batch = torch.randn(20, channels, *shape)
+    height, width = shape
+    generator = torch.Generator().manual_seed(3)
+    flips = torch.rand(20, generator=generator) < 0.5  # the order of the draws is part of the contract
+    down, right = torch.randint(0, 5, (2, 20), generator=generator)
+    mirrored = torch.where(flips.view(-1, 1, 1, 1), batch.flip(3), batch)
+    padded = torch.nn.functional.pad(mirrored, (2, 2, 2, 2), mode="reflect")
+    spec = Augment(flip=True, crop_padding=2)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = changed(spec, batch.contiguous(memory_format=layout), seed=3)
+        for k in range(20):
+            window = padded[k, :, down[k] : down[k] + height, right[k] : right[k] + width]
+            assert torch.equal(found[k], window)
+
+
+def test_what_a_cutout_leaves_is_unchanged() -> None:
+    batch = torch.randn(30, 3, 7, 7)
+    found = changed(Augment(cutout=4), batch)
+    assert bool(((found == batch) | (found == 0)).all())
+    for blank in (found == 0).any(1):
+        rows, columns = blank.any(1).nonzero(), blank.any(0).nonzero()
+        box = blank[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert bool(box.all()), "one rectangle: what lies outside does not come in on the other side"
+        assert max(box.shape) <= 4
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 1000))
+def test_two_flips_are_none(seed: int, epoch: int) -> None:
+    batch, spec, places = images(9), Augment(flip="alternating"), torch.arange(40, 49)
+
+    def once(batch: Tensor, epoch: int) -> Tensor:
+        return augment(batch, spec, torch.Generator(), epoch, places, seed)
+
+    assert torch.equal(once(once(batch, epoch), epoch), batch)
+    assert torch.equal(once(once(batch, epoch), epoch + 1), batch.flip(3)), "each image once in two epochs"
