@@ -5,6 +5,8 @@ The socket rule and warnings-as-errors are in pyproject.toml.
 
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch, numpy or matplotlib is imported: many small tests on few cores, and no window.
@@ -27,6 +29,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs an NVIDIA GPU")
     if item.get_closest_marker("engine") is not None and not (shutil.which("docker") or shutil.which("podman")):
         pytest.skip("needs docker or podman")
+
+
+@pytest.fixture(autouse=True)
+def own_arithmetic() -> Iterator[None]:
+    """A run makes its processor flush denormal numbers to zero; the next test begins with IEEE's arithmetic again."""
+    _keep_denormals()
+    yield
+    _keep_denormals()
+
+
+def _keep_denormals() -> None:
+    if "torch" in sys.modules:  # not imported for its own sake: light tests stay light
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
