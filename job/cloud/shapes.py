@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -18,10 +19,16 @@ class Shape:
     name: str
     gpus: int
     gpu: str
-    memory_gb: int  # of each GPU
-    arch: str
+    arch: str  # sm_86 or, AMD's, gfx942
+    ocpus: int
+    ram_gb: int
     usd_per_hour: float  # for the whole shape
+    memory_gb: int | None = None  # of each GPU; None where the sources are silent
+    nvme_tb: float = 0.0
+    rdma_gbps: int = 0
     preemptible: bool = False
+    quota: str | None = None  # the service limit it counts against, in GPUs
+    cpu: Literal["x86", "arm"] = "x86"
 
 
 @cache

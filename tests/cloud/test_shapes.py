@@ -33,3 +33,18 @@ def test_a_cap_needs_a_known_price() -> None:
 def test_preemptible_where_oracle_has_none() -> None:
     with pytest.raises(SpecError, match=r"VM\.GPU\.A10\.1 is not offered as preemptible; only VM\.GPU2\.1"):
         usd_per_hour(Resources(shape="VM.GPU.A10.1", preemptible=True))
+
+
+def test_only_vm_shapes_are_preemptible() -> None:
+    assert {name for name, shape in table()[1].items() if shape.preemptible} == {
+        "VM.GPU2.1", "VM.GPU3.1", "VM.GPU3.2", "VM.GPU3.4"
+    }  # fmt: skip
+
+
+def test_what_a_name_says_is_what_the_table_says() -> None:
+    """VM shapes have neither local disks nor RDMA, and a name ends in its count of GPUs."""
+    for name, shape in table()[1].items():
+        assert int(name.rpartition(".")[2]) == shape.gpus
+        if name.startswith("VM."):
+            assert (shape.nvme_tb, shape.rdma_gbps) == (0, 0)
+        assert shape.arch.startswith(("sm_", "gfx"))

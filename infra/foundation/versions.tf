@@ -1,0 +1,24 @@
+# Terraform 1.5 is what Resource Manager runs; the tests in tests/ need 1.9 for overrides and mocks.
+terraform {
+  required_version = ">= 1.5.0"
+
+  required_providers {
+    oci = {
+      source  = "oracle/oci"
+      version = "~> 8.28"
+    }
+  }
+}
+
+# Resource Manager signs in by itself. Elsewhere keys stay in ~/.oci/config; none is a variable here.
+provider "oci" {
+  region              = var.region
+  config_file_profile = var.config_file_profile
+}
+
+# Dynamic groups, policies, tags and budgets are written in the tenancy's home region only.
+provider "oci" {
+  alias               = "home"
+  region              = local.home_region
+  config_file_profile = var.config_file_profile
+}

@@ -1,0 +1,247 @@
+#!/usr/bin/env bash
+# The instance's side of a run: prepares the machine, runs the container, tells of it, and always ends the instance.
+#   arm       first boot, before anything else: the watchdog, and what runs on each later boot
+#   boot      each boot: checks the GPU, fetches engine, image and spec, starts gpu-job.service
+#   run       gpu-job.service: the container; its exit code is the unit's
+#   stopped   after it: again on 75, else the end
+#   beat      every 30 s: state and logs to the bucket, limits of time, a wish to cancel
+#   deadline  the watchdog: the end, whatever the rest does
+#   end       stop the job in order, ship the logs, terminate, and again until it is done
+set -euo pipefail
+
+ETC=${GPU_JOB_ETC:-/etc/gpu-job}
+STATE=${GPU_JOB_STATE:-/run/gpu-job}   # of this boot
+KEEP=${GPU_JOB_KEEP:-/var/lib/gpu-job} # of this instance
+LOG=${GPU_JOB_LOG:-/var/log/gpu-job}
+LIB=${GPU_JOB_LIB:-/usr/local/lib/gpu-job}
+UNITS=${GPU_JOB_UNITS:-/etc/systemd/system}
+export GPU_JOB_STATE=$STATE
+mkdir -p "$STATE" "$KEEP/work" "$LOG"
+chmod 700 "$STATE"
+set -a
+# shellcheck source=/dev/null
+. "$ETC/env"
+set +a
+DEADLINE=$(date -d "$EXPIRES" +%s)
+MINE=launches/$RUN_ID/node-$NODE_RANK
+
+oci() {
+  local python
+  for python in python3 /usr/libexec/platform-python; do
+    if command -v "$python" >/dev/null; then
+      "$python" -I "$LIB/oci.py" "$@"
+      return
+    fi
+  done
+  return 127
+}
+
+engine() { command -v docker || command -v podman; }
+now() { date +%s; }
+say() { echo "$(date -u +%FT%TZ) $*" | tee -a "$LOG/boot.log"; }
+phase() { echo "$1" >"$STATE/phase"; say "phase: $1"; }
+because() { [[ -s $STATE/reason ]] || echo "$*" >"$STATE/reason"; } # the first reason is the cause
+recall() { cat "$1" 2>/dev/null || echo "${2-}"; }
+
+arm() {
+  phase armed
+  now >"$KEEP/armed"
+  local at
+  at=$(date -u -d "@$DEADLINE" '+%F %T UTC')
+  printf '[Unit]\nDescription=The run must be gone\n[Timer]\nOnCalendar=%s\nOnBootSec=%s\nPersistent=true\nAccuracySec=1s\n[Install]\nWantedBy=timers.target\n' \
+    "$at" "$MAX_DURATION" >"$UNITS/gpu-job-deadline.timer"
+  systemctl daemon-reload
+  systemctl enable --now gpu-job-deadline.timer
+  systemctl enable --now gpu-job-beat.timer
+  systemctl enable gpu-job-boot.service
+  systemctl start --no-block gpu-job-boot.service
+}
+
+boot() {
+  trap '[[ $? == 0 ]] || { because "boot failed in phase $(recall "$STATE/phase")"; systemctl start --no-block gpu-job-end.service; }' EXIT
+  now >"$STATE/booted"
+  phase prepare
+  mask_updates
+  [[ ! -x /usr/libexec/oci-growfs ]] || /usr/libexec/oci-growfs -y >>"$LOG/boot.log" 2>&1
+  if ((NODES > 1)) && command -v firewall-cmd >/dev/null; then firewall-cmd --quiet --zone=trusted --add-source="$SUBNET_CIDR"; fi
+  phase gpu
+  if ((GPUS > 0)); then check_gpus; fi
+  phase engine
+  engine >/dev/null || retry dnf install -y podman >>"$LOG/boot.log" 2>&1
+  if ((GPUS > 0)); then install_toolkit; fi
+  phase pull
+  retry pull
+  phase start
+  gate
+  oci get "launches/$RUN_ID/spec.yaml" "$KEEP/spec.yaml"
+  own_work
+  systemctl start --no-block gpu-job.service
+}
+
+retry() { "$@" || { sleep 10; "$@"; } || { sleep 30; "$@"; }; }
+refuse() { because "$*"; say "refused: $*"; return 1; }
+
+mask_updates() { # a new driver under a running container breaks it
+  local unit
+  for unit in dnf-automatic.timer dnf-automatic-install.timer dnf-makecache.timer unattended-upgrades.service apt-daily-upgrade.timer; do
+    systemctl mask --now "$unit" >/dev/null 2>&1 || true
+  done
+}
+
+check_gpus() { # before an hour is paid for
+  local found driver fault
+  found=$(nvidia-smi --query-gpu=driver_version,ecc.errors.uncorrected.volatile.total,clocks_throttle_reasons.hw_slowdown,clocks_throttle_reasons.hw_thermal_slowdown,name --format=csv,noheader) ||
+    refuse "nvidia-smi fails: no driver, or a GPU fell off the bus"
+  say "GPUs: $found"
+  (($(wc -l <<<"$found") == GPUS)) || refuse "$(wc -l <<<"$found") GPUs where the shape has $GPUS"
+  driver=${found%%.*}
+  ((driver >= MIN_DRIVER)) || refuse "driver branch $driver, and the image's CUDA needs $MIN_DRIVER"
+  fault=$(awk -F', *' '$2 ~ /^[1-9]/ {print "uncorrected ECC errors: " $2} $3 == "Active" || $4 == "Active" {print "throttled by the hardware"}' <<<"$found")
+  [[ -z $fault ]] || refuse "a GPU is unhealthy: ${fault//$'\n'/, }"
+}
+
+install_toolkit() {
+  local package=$KEEP/${TOOLKIT##*/}
+  if ! command -v nvidia-ctk >/dev/null; then
+    [[ -n $TOOLKIT ]] || refuse "the image lacks nvidia-ctk, and no toolkit package is given"
+    case $TOOLKIT in
+      https://*) retry curl -fsSL --max-time 300 -o "$package" "$TOOLKIT" ;;
+      *) retry oci get "$TOOLKIT" "$package" ;;
+    esac
+    sha256sum --check --quiet <<<"$TOOLKIT_SHA256  $package" || refuse "the toolkit package is not the one that was pinned"
+    retry dnf install -y --disablerepo='*' "$package" >>"$LOG/boot.log" 2>&1
+  fi
+  [[ $(engine) == *docker ]] || nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml >>"$LOG/boot.log" 2>&1
+}
+
+gpu_flags() {
+  if ((GPUS == 0)); then return; fi
+  if [[ $(engine) == *docker ]]; then echo --gpus=all; else echo --device=nvidia.com/gpu=all --security-opt=label=disable; fi
+}
+
+pull() { # the login lasts for the pull and stays nowhere
+  local place code=0
+  place=$(mktemp -d)
+  export DOCKER_CONFIG=$place REGISTRY_AUTH_FILE=$place/auth.json
+  oci token "${IMAGE%%/*}" | "$(engine)" login --username BEARER_TOKEN --password-stdin "${IMAGE%%/*}" >>"$LOG/boot.log" 2>&1 &&
+    timeout "$BOOT_TIMEOUT" "$(engine)" pull "$IMAGE" >>"$LOG/boot.log" 2>&1 || code=$?
+  rm -rf "$place"
+  unset DOCKER_CONFIG REGISTRY_AUTH_FILE
+  return "$code"
+}
+
+gate() { # the driver as the container sees it
+  if ((GPUS == 0)); then return; fi
+  # shellcheck disable=SC2046 # flags are words
+  "$(engine)" run --rm $(gpu_flags) --entrypoint nvidia-smi "$IMAGE" -L >>"$LOG/boot.log" 2>&1 ||
+    refuse "nvidia-smi fails inside the container"
+}
+
+own_work() {
+  local user
+  user=$("$(engine)" image inspect --format '{{.Config.User}}' "$IMAGE")
+  chown -R "${user:-0}" "$KEEP/work"
+  chmod 644 "$KEEP/spec.yaml"
+}
+
+run() {
+  local words
+  mapfile -t words <"$ETC/command"
+  phase running
+  [[ -s $STATE/started ]] || now >"$STATE/started"
+  exec >>"$LOG/job.log" 2>&1
+  "$(engine)" rm -f gpu-job >/dev/null 2>&1 || true
+  # shellcheck disable=SC2046 # flags are words
+  exec "$(engine)" run --rm --name gpu-job --pull=never --network=host --read-only \
+    --tmpfs=/tmp:rw,nosuid,nodev --shm-size="$SHM_GB"g --ulimit=memlock=-1 --ulimit=stack=67108864 \
+    --cap-drop=ALL --security-opt=no-new-privileges --stop-timeout="$STOP_GRACE" $(gpu_flags) \
+    --volume="$KEEP/work:/work" --volume="$KEEP/spec.yaml:/spec.yaml:ro" --workdir=/work \
+    --env-file="$ETC/job.env" --env="JOB_LAUNCHED=$(date -d "$LAUNCHED" +%s)" --env="JOB_DEADLINE=$((DEADLINE - 2 * STOP_GRACE))" \
+    "$IMAGE" "${words[@]}"
+}
+
+stopped() { # systemd says how in EXIT_STATUS, and starts gpu-job.service again on 75 by itself
+  local tries
+  echo "${EXIT_STATUS:-unknown}" >"$STATE/exit"
+  tries=$(recall "$KEEP/restarts" 0)
+  say "the job left with ${EXIT_STATUS:-unknown}"
+  timeout 60 "$0" report || true
+  if [[ ${EXIT_STATUS:-} == 75 && ! -s $STATE/reason ]] && ((tries < MAX_RESTARTS && DEADLINE - $(now) > 2 * STOP_GRACE)); then
+    echo $((tries + 1)) >"$KEEP/restarts"
+    return
+  fi
+  if [[ ${EXIT_STATUS:-} == 0 ]]; then because complete; else because "the job left with ${EXIT_STATUS:-unknown}"; fi
+  systemctl start --no-block gpu-job-end.service
+}
+
+beat() {
+  local since
+  timeout 60 "$0" report || say "the bucket or the log is out of reach; the run goes on"
+  if [[ -s $STATE/reason ]]; then return; fi
+  since=$(recall "$STATE/booted" "$(recall "$KEEP/armed" "$(now)")")
+  if [[ ! -s $STATE/started ]] && (($(now) - since > BOOT_TIMEOUT)); then
+    because "the job did not start within $BOOT_TIMEOUT s; phase $(recall "$STATE/phase")"
+  elif [[ -s $STATE/started ]] && ! stepped && (($(now) - $(<"$STATE/started") > FIRST_STEP_TIMEOUT)); then
+    because "no training step within $FIRST_STEP_TIMEOUT s of the start"
+  elif timeout 60 "$0" wished 2>/dev/null; then
+    because cancelled
+  else
+    return 0
+  fi
+  systemctl start --no-block gpu-job-end.service
+}
+
+wished() { oci exists "launches/$RUN_ID/cancel"; }
+
+stepped() { # the job's heartbeat speaks of training or of what follows it
+  [[ -e $STATE/stepped ]] && return
+  grep -qE '"(phase|status)": *"(train|evaluate|report|complete)"' "$KEEP"/work/*/"$RUN_ID"/status.json 2>/dev/null || return 1
+  touch "$STATE/stepped"
+}
+
+report() {
+  local name
+  printf '{"run_id": "%s", "node": %s, "time": %s, "phase": "%s", "exit": "%s", "reason": "%s", "launched": "%s", "expires": "%s", "restarts": %s}\n' \
+    "$RUN_ID" "$NODE_RANK" "$(now)" "$(recall "$STATE/phase")" "$(recall "$STATE/exit")" "$(recall "$STATE/reason")" \
+    "$LAUNCHED" "$EXPIRES" "$(recall "$KEEP/restarts" 0)" >"$STATE/status.json"
+  oci put "$STATE/status.json" "$MINE/status.json"
+  for name in boot job; do
+    [[ -e $LOG/$name.log ]] || continue
+    tail -c 4000000 "$LOG/$name.log" >"$STATE/$name.tail"
+    oci put "$STATE/$name.tail" "$MINE/$name.log"
+    [[ -z $LOG_ID ]] || oci logs "$LOG/$name.log"
+  done
+}
+
+end() {
+  because "${1:-asked to end}"
+  phase ending
+  timeout $((STOP_GRACE + 30)) systemctl stop gpu-job.service || true
+  timeout 120 "$0" report || true
+  if [[ -n $TOPIC_ID && $NODE_RANK == 0 && ! -e $STATE/told ]]; then
+    { cat "$STATE/reason"; tail -n 40 "$LOG/job.log" "$LOG/boot.log" 2>/dev/null; } >"$STATE/message" || true
+    timeout 60 "$0" publish && touch "$STATE/told" || true
+  fi
+  terminate
+}
+
+publish() { oci publish "$RUN_ID: $(<"$STATE/reason")" "$STATE/message"; }
+
+terminate() { # two ways; the unit runs again every minute for as long as there is a machine to run it on
+  oci terminate || oci_cli || { say "terminating failed; again in a minute"; return 1; }
+  say "terminating was accepted"
+}
+
+oci_cli() {
+  local id
+  command -v oci >/dev/null || return 1
+  id=$(curl -fsS --max-time 10 -H 'Authorization: Bearer Oracle' "${OCI_METADATA_BASE_URL:-http://169.254.169.254/opc/v2}/instance/id")
+  command oci compute instance terminate --auth instance_principal --force --preserve-boot-volume false --instance-id "$id"
+}
+
+case ${1:-} in
+  arm | boot | run | stopped | beat | report | wished | publish) "$@" ;;
+  end) end "${2:-}" ;;
+  deadline) end "max_duration of $MAX_DURATION s is over" ;;
+  *) echo "gpu-job: arm | boot | run | stopped | beat | deadline | end" >&2; exit 2 ;;
+esac

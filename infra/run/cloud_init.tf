@@ -1,0 +1,54 @@
+# What the instance is told. Values are words and numbers without quotes, by the rules in variables.tf.
+
+locals {
+  launched = coalesce(var.launched, plantimestamp())
+  expires  = timeadd(local.launched, "${var.max_duration}s")
+
+  label      = "g${substr(sha256(var.run_id), 0, 12)}"
+  rendezvous = "${local.label}-0.${var.subnet_domain}:${var.rendezvous_port}"
+  command    = coalescelist(coalesce(var.command, []), ["run", "/spec.yaml", "--run-id", var.run_id])
+
+  instance_env = [for node in range(var.nodes) : {
+    RUN_ID             = var.run_id
+    NAMESPACE          = var.namespace
+    BUCKET             = var.bucket
+    IMAGE              = var.image
+    GPUS               = try(local.table[local.choice.shape].gpus, var.gpu ? 1 : 0)
+    MIN_DRIVER         = local.min_driver
+    TOOLKIT            = var.toolkit
+    TOOLKIT_SHA256     = var.toolkit_sha256
+    LOG_ID             = var.log_id
+    TOPIC_ID           = var.topic_id
+    NODES              = var.nodes
+    NODE_RANK          = node
+    SUBNET_CIDR        = var.subnet_cidr
+    SHM_GB             = var.shm_gb
+    MAX_DURATION       = var.max_duration
+    LAUNCHED           = local.launched
+    EXPIRES            = local.expires
+    BOOT_TIMEOUT       = var.boot_timeout
+    FIRST_STEP_TIMEOUT = var.first_step_timeout
+    STOP_GRACE         = var.stop_grace
+    MAX_RESTARTS       = var.max_restarts
+  }]
+
+  container_env = [for node in range(var.nodes) : merge(var.environment, {
+    JOB_RUN_ID = var.run_id
+    JOB_SHAPE  = local.choice.shape
+    JOB_IMAGE  = var.image
+    }, var.nodes == 1 ? {} : {
+    JOB_NODES      = var.nodes
+    JOB_NODE_RANK  = node
+    JOB_RENDEZVOUS = local.rendezvous
+  })]
+
+  user_data = [for node in range(var.nodes) : templatefile("${path.module}/cloud-init.yaml.tftpl", {
+    max_duration = var.max_duration
+    stop_grace   = var.stop_grace
+    env          = base64encode(join("", [for name, value in local.instance_env[node] : "${name}='${value == null ? "" : value}'\n"]))
+    job_env      = base64encode(join("", [for name, value in local.container_env[node] : "${name}=${value}\n"]))
+    command      = base64encode("${join("\n", local.command)}\n")
+    script       = base64gzip(file("${path.module}/boot/gpu-job.sh"))
+    oci          = base64gzip(file("${path.module}/boot/oci.py"))
+  })]
+}
