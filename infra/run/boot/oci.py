@@ -87,7 +87,7 @@ def call(method: str, service: str, path: str, body: bytes = b"") -> bytes:
         try:
             return send(method, endpoint(service) + path, body, key_id, key)
         except urllib.error.HTTPError as error:
-            if error.code != 401 or fresh:
+            if error.code != UNAUTHORIZED or fresh:
                 told = error.read()[:500].decode("utf-8", "replace")
                 raise SystemExit(
                     f"{method} {path}: {error.code} {told} {error.headers.get('opc-request-id')}"
