@@ -6,10 +6,12 @@ Exit codes: 0 done · 1 the job failed · 2 bad spec or usage · 3 bad or missin
 
 import argparse
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from job.device import calm_waiting
 from job.errors import JobError
 
 DESCRIPTION = "Trains and evaluates an image classifier from a YAML spec, and leaves checkpoints and a report."
@@ -24,6 +26,7 @@ first steps: python -m job run job/spec/samples/digits.yaml
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; a JobError is one line and an exit code. The only place that catches it."""
     options = parser().parse_args(arguments)
+    calm_waiting()
     try:
         verb: Callable[[argparse.Namespace], int] = options.verb
         return verb(options)
@@ -88,9 +91,10 @@ def run(options: argparse.Namespace) -> int:
     stop = StopFlag()
     stop.install()
     from job import console, pipeline
+    from job.environment import process_seconds
 
     with console.make(options.log_format) as screen:
-        for event in pipeline.job(loaded, options.run_id, stop):
+        for event in pipeline.job(loaded, options.run_id, stop, time.time() - process_seconds()):
             screen.show(event)
     return 0
 
@@ -105,9 +109,10 @@ def validate(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     from job import console, planning
+    from job.environment import process_seconds
     from job.spec.load import load
 
-    made = planning.plan(load(options.spec, options.set), fetch=False)
+    made = planning.plan(load(options.spec, options.set), fetch=False, began=time.time() - process_seconds())
     with console.make(options.log_format) as screen:
         for event in planning.describe(made):
             screen.show(event)

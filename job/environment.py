@@ -30,6 +30,14 @@ def facts() -> dict[str, str | None]:
     }
 
 
+def process_seconds(proc: Path = Path("/proc")) -> float:
+    """Seconds since this process began, before Python's own start; 0 where the system does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        began = int((proc / "self/stat").read_text().rpartition(")")[2].split()[19])  # field 22: ticks since boot
+        return max(0.0, float((proc / "uptime").read_text().split()[0]) - began / os.sysconf("SC_CLK_TCK"))
+    return 0.0
+
+
 def commit(folder: Path = HERE) -> str | None:
     """The commit of the checkout this runs from, with '-dirty' when files differ; $JOB_COMMIT inside an image."""
     if "JOB_COMMIT" in os.environ:

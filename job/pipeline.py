@@ -31,9 +31,12 @@ PROGRESS_EVERY = 0.25  # seconds between two Progress events
 MAY_CHANGE = ("name", "loader.", "checkpoint.", "store.", "resources.", "train.log_every", "train.epochs")
 
 
-def job(loaded: Loaded, run_id: str | None, stop: StopFlag) -> Iterator[Event]:
-    """The whole job. Ends with Ended; raises JobError for what the user can act on."""
-    began = time.time()
+def job(loaded: Loaded, run_id: str | None, stop: StopFlag, began: float | None = None) -> Iterator[Event]:
+    """The whole job. Ends with Ended; raises JobError for what the user can act on.
+
+    `began` is when the process did, seconds since 1970, so that starting counts as part of the run.
+    """
+    began = time.time() if began is None else began
     folder = open_folder(loaded.spec, run_id)
     if is_complete(folder):
         yield Note(f"Run {folder.id} is complete: {folder.report('html')}")
@@ -44,7 +47,7 @@ def job(loaded: Loaded, run_id: str | None, stop: StopFlag) -> Iterator[Event]:
         made, training = None, None
         try:
             write_status(folder, status="running", phase="data")
-            made = planning.plan(loaded, fetch=True)
+            made = planning.plan(loaded, fetch=True, began=began)
             training = new_session(made, folder)
             with stop.deferred():
                 for event in run(made, training, folder, stop, began):

@@ -4,13 +4,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from job import estimate
 from job.cloud.shapes import PREEMPTIBLE_PRICE, table, usd_per_hour
 from job.data import dataset, tuning
 from job.data.dataset import Source, Splits
+from job.data.loader import TrainingBatches
 from job.device import settle_compile
 from job.events import Event, Note, Planned, Tuned
 from job.spec.load import Loaded
+from job.spec.schema import Spec
+from job.training import probe
+from job.training.session import GAP_IMAGES
 from job.training.setup import Prepared, prepare
+
+LONGEST_TRIAL = 1.0  # seconds of real steps before training
+TRIAL_SHARE = 0.01  # of the training's time
+COPIES = {"sgd": 2, "muon": 2, "adamw": 3}  # tensors of the weights' size in a checkpoint: themselves, momenta
 
 
 @dataclass(frozen=True)
@@ -20,7 +29,8 @@ class Ready:
     splits: Splits
     network: Prepared
     loader: tuning.LoaderPlan
-    train_seconds: float  # at least: images × epochs ÷ the slower of loader and network, measured each by itself
+    images_per_second: float  # of training as it will be, measured over a few real steps
+    seconds: dict[str, float]  # estimated, by phase, from the start of the process to the report
 
 
 @dataclass(frozen=True)
@@ -43,26 +53,58 @@ class Plan:
         return min(limits, default=None)
 
 
-def plan(loaded: Loaded, *, fetch: bool) -> Plan:
-    """Reads the data, builds the network, measures the loader. Without `fetch` nothing is written or downloaded."""
+def plan(loaded: Loaded, *, fetch: bool, began: float | None = None) -> Plan:
+    """Reads the data, builds the network, measures both. Without `fetch` nothing is written or downloaded.
+
+    `began` is when the process did, seconds since 1970: what went by until here is part of the estimated time.
+    """
+    began = time.time() if began is None else began
     spec = loaded.spec
     price = usd_per_hour(spec.resources)
     source = dataset.locate(spec.dataset)
     if not fetch and source.kind not in ("root", "bundled"):
         return Plan(loaded, source, price, None, {})
-    began = time.monotonic()
+    came = time.monotonic()
     splits = dataset.load(spec.dataset)
     read = time.monotonic()
-    network = prepare(spec, splits)
+    network, rates = probe.measure(prepare(spec, splits), splits.train, spec)
     chosen = tuning.choose(
-        splits.train, spec.loader, spec.augment, network.device, network.pixels, network.module, spec.train
+        splits.train, spec.loader, spec.augment, network.device, network.pixels, rates.train, spec.train
     )
-    rates = [row.images_per_second for row in chosen.rows if row.settings == chosen.settings]
-    slower = min([chosen.model_images_per_second, *(rate for rate in rates if rate is not None)])
-    estimate = spec.train.epochs * len(splits.train.labels) / slower
-    network = replace(network, device=settle_compile(network.device, spec.train.compile, estimate))
-    seconds = {"data": read - began, "tune": time.monotonic() - read}
-    return Plan(loaded, source, price, Ready(splits, network, chosen, estimate), seconds)
+    speed = _speed(network, splits, spec, chosen)
+    images = spec.train.epochs * len(splits.train.labels)
+    network = replace(network, device=settle_compile(network.device, spec.train.compile, images / speed))
+    seconds = {"data": read - came, "tune": time.monotonic() - read}
+    spent = time.time() - began
+    ready = Ready(splits, network, chosen, speed, estimate.parts(_figures(spec, splits, network, rates, speed, spent)))
+    return Plan(loaded, source, price, ready, seconds)
+
+
+def _speed(network: Prepared, splits: Splits, spec: Spec, chosen: tuning.LoaderPlan) -> float:
+    """Images/s of a few real steps, for a hundredth of the training's time."""
+    settings = chosen.settings
+    batches = TrainingBatches(splits.train, settings, network.device, network.pixels, spec.augment, spec.train.seed)
+    least = spec.train.epochs * len(splits.train.labels) / chosen.model_images_per_second
+    return probe.end_to_end(network, batches, spec, min(LONGEST_TRIAL, TRIAL_SHARE * least))
+
+
+def _figures(
+    spec: Spec, splits: Splits, network: Prepared, rates: probe.Rates, speed: float, spent: float
+) -> estimate.Figures:
+    held = 0 if splits.validation is None else len(splits.validation.labels)
+    watched = len(splits.test.labels) if spec.train.evaluate_on == "test" else held
+    return estimate.Figures(
+        spent=spent,
+        epochs=spec.train.epochs,
+        train_images=len(splits.train.labels),
+        train_rate=speed,
+        watched_images=watched,
+        evaluations=estimate.evaluations(spec.train.epochs, spec.train.evaluate_every),
+        final_images=len(splits.test.labels) + min(GAP_IMAGES, len(splits.train.labels)) + held,
+        evaluate_rate=rates.evaluate,
+        checkpoints=estimate.evaluations(spec.train.epochs, spec.checkpoint.every),
+        checkpoint_bytes=network.facts.bytes * (COPIES[spec.optimizer.name] + (spec.train.ema is not None)),
+    )
 
 
 def describe(made: Plan) -> Iterator[Event]:
@@ -105,8 +147,15 @@ def _ready_lines(made: Plan, ready: Ready) -> list[tuple[str, str]]:
         ),
         ("device", f"{device.name} ({device.reasons['device']}), {device.threads} CPU threads"),
         *((word, f"{value} ({device.reasons[word]})") for word, value in switches),
-        ("training", f"{spec.train.epochs} epochs, at least {ready.train_seconds:,.0f} s"),
+        ("threads", f"{device.threads} ({device.reasons['threads']})"),
+        ("training", f"{spec.train.epochs} epochs at about {ready.images_per_second:,.0f} images/s"),
+        ("time", _time_line(ready.seconds)),
     ]
+
+
+def _time_line(seconds: dict[str, float]) -> str:
+    shown = ", ".join(f"{phase} {value:,.1f}" for phase, value in seconds.items())
+    return f"about {sum(seconds.values()):,.0f} s from start to report, estimated: {shown}"
 
 
 def _cost_lines(made: Plan) -> list[tuple[str, str]]:

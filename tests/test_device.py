@@ -1,12 +1,22 @@
 """The seam to the accelerator, as far as it can be shown without one."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from job import device
-from job.device import available_memory, cgroup_cpus, choose, cpu_count, refuse_unsupported, settle_compile
+from job.device import (
+    available_memory,
+    cgroup_cpus,
+    choose,
+    cpu_count,
+    most_threads,
+    refuse_unsupported,
+    settle_compile,
+    settle_threads,
+)
 from job.errors import JobError
 from job.spec.schema import Train
 
@@ -106,3 +116,62 @@ def test_compiling_has_to_pay(kind: str, seconds: float, pays: bool) -> None:
     chosen = device.Device(kind, "x", "fp32", False, False, 1)
     assert settle_compile(chosen, "auto", seconds).compile is pays
     assert settle_compile(chosen, False, seconds) is chosen
+
+
+def on_cpu(threads: int) -> device.Device:
+    return device.Device("cpu", "x", "fp32", False, False, threads, {"threads": "all"})
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The counts torch is set to, one after the other."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    counts: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    return counts
+
+
+def test_threads_that_wait_for_each_other_are_given_up(threads: list[int]) -> None:
+    speeds = iter([200.0, 900.0, 3000.0, 2500.0])
+    settled, rate = settle_threads(on_cpu(8), Train(), lambda: next(speeds))
+    assert (settled.threads, rate) == (2, 3000.0)
+    assert threads == [4, 2, 1, 2]
+    assert settled.reasons["threads"] == "measured images/s by threads: 1: 2,500, 2: 3,000, 4: 900, 8: 200"
+
+
+def test_a_small_gain_keeps_the_count_and_so_the_last_bits(threads: list[int]) -> None:
+    speeds = iter([1000.0, 1200.0, 1100.0])
+    settled, rate = settle_threads(on_cpu(4), Train(), lambda: next(speeds))
+    assert (settled.threads, rate) == (4, 1000.0)
+    assert threads[-1] == 4
+
+
+@pytest.mark.parametrize("train", [Train(threads=4), Train(deterministic=True)])
+def test_nothing_is_tried_where_the_count_is_fixed(threads: list[int], train: Train) -> None:
+    speeds = iter([1000.0])
+    assert settle_threads(on_cpu(4), train, lambda: next(speeds)) == (on_cpu(4), 1000.0)
+    assert threads == []
+
+
+def test_the_count_is_that_of_spec_environment_and_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "cpu_count", lambda: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert most_threads(2)[0] == 2
+    assert most_threads("auto") == (3, "as OMP_NUM_THREADS says")
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
+    assert most_threads("auto")[0] == 6
+
+
+def test_waiting_is_brief_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    device.calm_waiting()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    device.calm_waiting()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    device.calm_waiting()
+    assert os.environ["GOMP_SPINCOUNT"] == device.SPIN

@@ -5,16 +5,12 @@ as soon as one brings images faster than the network takes them by a margin (mor
 `loader.tune_budget` or 2 % of the estimated run is used up, whichever comes first.
 """
 
-import copy
 import itertools
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
-from torch import nn
 
 from job.data.dataset import Split
 from job.data.loader import Batch, Pixels, Settings, TrainingBatches
@@ -23,7 +19,6 @@ from job.errors import JobError
 from job.spec.schema import Augment, Loader, Train
 
 ENOUGH = 1.5  # a loader this many times faster than the network never makes it wait
-MODEL_BUDGET = 0.25  # seconds for the network's own rate
 RUN_SHARE = 0.02  # of the estimated training time is the most that tuning may take
 SHM = "/dev/shm"  # noqa: S108 - where worker processes hand over their batches
 
@@ -48,10 +43,9 @@ class LoaderPlan:
 
 
 def choose(
-    split: Split, spec: Loader, augment: Augment, device: Device, pixels: Pixels, module: nn.Module, train: Train
+    split: Split, spec: Loader, augment: Augment, device: Device, pixels: Pixels, rate: float, train: Train
 ) -> LoaderPlan:
-    """Measures what the spec leaves open; what it fixes is taken as it is."""
-    rate = model_rate(module, split, device, pixels, spec.batch_size, min(MODEL_BUDGET, spec.tune_budget))
+    """Measures what the spec leaves open; what it fixes is taken as it is. `rate` is the network's own, images/s."""
     budget = min(spec.tune_budget, RUN_SHARE * train.epochs * len(split.labels) / rate)
     deadline = time.monotonic() + budget
     rows = candidates(split, spec, device)
@@ -116,29 +110,6 @@ def shm_refusal(settings: Settings, split: Split, folder: str = SHM) -> str:
     if needed <= free:
         return ""
     return f"{folder} has {free / 2**20:.0f} MiB, {needed / 2**20:.0f} are needed: start with --shm-size"
-
-
-def model_rate(
-    module: nn.Module, split: Split, device: Device, pixels: Pixels, batch_size: int, budget: float
-) -> float:
-    """Images/s of forward and backward on one batch that stays on the device; on a copy, so nothing is learned."""
-    part = slice(0, batch_size)
-    batch = Batch(pixels(device.tensor(split.images[part])), device.tensor(split.labels[part]))
-    trial = copy.deepcopy(module).train()
-    random_state = torch.get_rng_state()  # dropout draws from it; the run's own stream must not move
-
-    def steps() -> Iterator[Batch]:
-        while True:
-            with device.autocast():
-                loss = nn.functional.cross_entropy(trial(batch.images), batch.labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            trial.zero_grad(set_to_none=True)
-            yield batch
-
-    try:
-        return images_per_second(steps(), device, budget)
-    finally:
-        torch.set_rng_state(random_state)
 
 
 def images_per_second(batches: Iterator[Batch], device: Device, budget: float) -> float:

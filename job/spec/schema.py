@@ -247,6 +247,8 @@ class Train(Section):
     """torch.compile; auto does so on CUDA when the run is long enough to earn it back."""
     channels_last: bool | Auto = "auto"
     """Memory layout NHWC; auto chooses it for networks with batch norm, and on CUDA."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | Auto = "auto"
+    """CPU threads; auto takes the CPUs allowed, or fewer where a measurement shows that others use the cores."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of weights, order and augmentation."""
     deterministic: bool = False
