@@ -13,6 +13,7 @@ from job.device import (
     choose,
     cpu_count,
     most_threads,
+    one_ahead,
     refuse_unsupported,
     settle_compile,
     settle_threads,
@@ -175,3 +176,44 @@ def test_waiting_is_brief_unless_the_user_says_how(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("OMP_WAIT_POLICY")
     device.calm_waiting()
     assert os.environ["GOMP_SPINCOUNT"] == device.SPIN
+
+
+class Recorder:
+    """Copies that only say what they do."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def start(self, batch: int) -> str:
+        self.log.append(f"start {batch}")
+        return str(batch)
+
+    def finish(self, copying: str) -> int:
+        self.log.append(f"finish {copying}")
+        return int(copying)
+
+
+def test_copies_are_one_batch_ahead() -> None:
+    recorder = Recorder()
+    batches = one_ahead(iter([1, 2, 3]), recorder)
+    assert next(batches) == 1
+    assert recorder.log == ["start 1", "start 2", "finish 1"]
+    assert list(batches) == [2, 3]
+    assert recorder.log[3:] == ["start 3", "finish 2", "finish 3"]
+    assert list(one_ahead(iter([]), recorder)) == []
+
+
+def test_on_cpu_batches_come_as_they_are() -> None:
+    batch = (torch.ones(2), torch.zeros(2))
+    [brought] = device.Device("cpu", "test", "fp32", False, False, 1).ahead(iter([batch]))
+    assert brought is batch
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_batches_arrive_whole_and_in_order() -> None:
+    gpu = device.Device("cuda", "test", "fp32", False, False, 1)
+    sent = [(torch.full((1000, 1000), number).pin_memory(), torch.tensor([number])) for number in range(8)]
+    for number, (images, labels) in enumerate(gpu.ahead(iter(sent))):
+        assert images.is_cuda
+        assert bool((images == number).all())
+        assert labels.tolist() == [number]

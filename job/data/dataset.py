@@ -6,7 +6,8 @@ download.
 
 import hashlib
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.data import image_folder, official
+from job.data.images import Images, choose
 from job.data.split import stratified
 from job.errors import DataError
 from job.spec.schema import Dataset
@@ -27,7 +29,7 @@ CHUNK = 250  # images measured at a time: their squares add up to less than 2**2
 class Split:
     """Images and their labels."""
 
-    images: NDArray[np.uint8]  # (N, H, W, C), C is 1 or 3; may be memory-mapped
+    images: Images  # (N, H, W, C) uint8, C is 1 or 3
     labels: NDArray[np.int64]  # (N,)
 
 
@@ -214,36 +216,43 @@ def _hold_back(raw: _Raw, spec: Dataset) -> _Raw:
 
 
 def _take(split: Split, chosen: NDArray[np.int64]) -> Split:
-    images = split.images
-    if isinstance(images, np.memmap):  # indexing would bring it into memory as a whole
-        part = image_folder.mapped((len(chosen), *images.shape[1:]))
-        for start in range(0, len(chosen), CHUNK):
-            part[start : start + CHUNK] = images[chosen[start : start + CHUNK]]
-        return Split(part, split.labels[chosen])
-    return Split(images[chosen], split.labels[chosen])
+    return Split(choose(split.images, chosen), split.labels[chosen])
 
 
 def _leaked(raw: _Raw) -> int:
-    """Test images whose very pixels are also trained or chosen on."""
-    known = {_key(image) for part in (raw.train, raw.validation) if part is not None for image in part.images}
-    return sum(_key(image) in known for image in raw.test.images)
+    """Test images whose very pixels are also trained or chosen on: found by checksum, then compared."""
+    known: dict[int, list[tuple[Images, int]]] = {}
+    for part in (raw.train, raw.validation):
+        if part is not None:
+            for place, image in enumerate(_each(part.images)):
+                known.setdefault(zlib.crc32(image.data), []).append((part.images, place))
+    return sum(
+        any(np.array_equal(image, images[place]) for images, place in known.get(zlib.crc32(image.data), ()))
+        for image in _each(raw.test.images)
+    )
 
 
-def _key(image: NDArray[np.uint8]) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+def _each(images: Images) -> Iterator[NDArray[np.uint8]]:
+    for chunk in _chunks(images):
+        yield from chunk
 
 
-def _normalisation(spec: Dataset, images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _chunks(images: Images) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(images), CHUNK):
+        yield np.ascontiguousarray(images[start : start + CHUNK])
+
+
+def _normalisation(spec: Dataset, images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation by channel, 0–1: the spec's, or those of the training pixels."""
     channels = images.shape[3]
     if spec.normalize != "auto":
         return _by_channel(spec.normalize.mean, "mean", channels), _by_channel(spec.normalize.std, "std", channels)
     total, squares = np.zeros(channels), np.zeros(channels)
-    for start in range(0, len(images), CHUNK):
-        pixels = images[start : start + CHUNK].astype(np.float32)
+    for chunk in _chunks(images):
+        pixels = chunk.astype(np.float32)
         total += pixels.sum(0).sum((0, 1), dtype=np.float64)
         squares += np.square(pixels, out=pixels).sum(0).sum((0, 1), dtype=np.float64)
-    count = images.size // channels
+    count = int(np.prod(images.shape[:3]))
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     std[std < 1] = 255  # a channel of one value carries nothing; it is not blown up either
@@ -263,6 +272,7 @@ def _digest(raw: _Raw) -> str:
     for part in (raw.train, raw.validation, raw.test):
         if part is not None:
             digest.update(repr(part.images.shape).encode())
-            digest.update(np.ascontiguousarray(part.images).data)
+            for chunk in _chunks(part.images):
+                digest.update(chunk.data)
             digest.update(np.ascontiguousarray(part.labels).data)
     return digest.hexdigest()

@@ -1,11 +1,11 @@
 """Batches on the device: cut from a resident uint8 copy, or brought by worker processes.
 
-Order and augmentation are functions of (seed, epoch, step) alone, so they are the same with 0, 1 or 8 workers,
-resident or not, on CPU or CUDA, and a run can go on at any step without replaying what came before.
+Order follows from (seed, epoch) and augmentation from (seed, epoch, index) alone, so they are the same with 0, 1 or 8
+workers, resident or not, on CPU or CUDA, for any number of ranks, and a run can go on at any step without replaying
+what came before. Pixels travel as uint8; normalising and augmenting are done per batch on the device.
 """
 
 import contextlib
-import hashlib
 import multiprocessing
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from job.data.augment import augment
+from job.data.augment import augment, draw
 from job.data.dataset import Split
+from job.data.draws import stream
+from job.data.images import foundation
 from job.device import Device
 from job.spec.schema import Augment
 
 EVALUATION_BATCH = 512  # images; larger ones no longer help the CPU, and a GPU has room for them
+CHUNK = 2**18  # pixel values normalised at a time on CPU: 1 MiB of float32 stays in the core's own cache
+UPLOAD = 2**28  # bytes copied to the device at a time while a data set becomes resident
 
 
 @dataclass(frozen=True)
@@ -67,22 +71,47 @@ class Pixels:
         return Pixels(scale, shift, device.channels_last)
 
     def __call__(self, images: Tensor) -> Tensor:
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        # NHWC memory seen as NCHW is channels_last already: only the other layout is a copy
-        return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout).mul_(self.scale).add_(self.shift)
+        count, height, width, channels = images.shape
+        if self.channels_last:  # whole rows of pixels, so that the innermost loop is long: 2 to 3 times as fast
+            raw = images.reshape(count, height, width * channels)
+            normal = torch.empty(raw.shape, device=images.device)
+            scale, shift = self.scale.flatten().repeat(width), self.shift.flatten().repeat(width)
+        else:
+            raw = images.permute(0, 3, 1, 2)
+            normal = torch.empty(raw.shape, device=images.device)
+            scale, shift = self.scale, self.shift
+        step = count if images.is_cuda else max(1, CHUNK // (height * width * channels))
+        for start in range(0, count, max(step, 1)):
+            part = slice(start, start + step)
+            normal[part].copy_(raw[part]).mul_(scale).add_(shift)
+        return normal.view(count, height, width, channels).permute(0, 3, 1, 2) if self.channels_last else normal
 
 
 class TrainingBatches:
-    """The training split, epoch by epoch. Owns the resident copy or the worker processes."""
+    """The training split, epoch by epoch. Owns the resident copy or the worker processes.
+
+    Each of `ranks` takes its own part of every batch; together they see the batches that one alone would see.
+    """
 
     def __init__(
-        self, split: Split, settings: Settings, device: Device, pixels: Pixels, augment: Augment, seed: int
+        self,
+        split: Split,
+        settings: Settings,
+        device: Device,
+        pixels: Pixels,
+        augment: Augment,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
+        assert 0 <= rank < ranks
         self.settings, self.device, self.pixels = settings, device, pixels
         self.augment, self.seed, self.count = augment, seed, len(split.labels)
-        self.resident: tuple[Tensor, Tensor] | None = None
+        self.rank, self.ranks = rank, ranks
+        self.shape = split.images.shape[1], split.images.shape[2]
+        self.resident: _Resident | None = None
         if settings.resident:
-            self.resident = device.tensor(split.images), device.tensor(split.labels)
+            self.resident = _Resident(split, device)
         else:
             self.sampler = _Sampler()
             self.workers = _workers(split, settings, self.sampler)
@@ -93,28 +122,54 @@ class TrainingBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of this epoch (counted from 0), from step `start` on."""
-        places = torch.split(torch.from_numpy(self.order(epoch)), self.settings.batch_size)[start:]
-        for step, (place, raw) in enumerate(zip(places, self._cut(places), strict=True), start):
-            images, labels = (self.device.tensor(part, pinned=self.settings.pin_memory) for part in raw)
-            generator = torch.Generator().manual_seed(stream(self.seed, epoch, step))
-            yield Batch(augment(self.pixels(images), self.augment, generator, epoch, place, self.seed), labels)
-
-    def _cut(self, places: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """uint8 images (N, H, W, C) and labels for each list of indices."""
-        if self.resident is None:
-            self.sampler.batches = [place.tolist() for place in places]
-            with _quiet():
-                brought = iter(self.workers)
-            yield from brought
-            return
-        images, labels = self.resident
-        for place in places:
-            on_device = place.to(images.device)
-            yield images.index_select(0, on_device), labels.index_select(0, on_device)
+        order = self.order(epoch)
+        parts = [self._share(step) for step in range(start, len(self))]
+        moves = draw(self.augment, self.shape, self.seed, epoch, order).to(self.device.kind)
+        raw = self._brought(order, parts) if self.resident is None else self.resident.cut(order, parts)
+        for part, (images, labels) in zip(parts, raw, strict=True):
+            yield Batch(augment(self.pixels(images), moves.part(part), self.augment.cutout), labels)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The permutation of the training images in this epoch."""
         return np.random.default_rng(stream(self.seed, epoch)).permutation(self.count)
+
+    def _share(self, step: int) -> slice:
+        """Of the epoch's order: what this rank takes of the step's batch. Sizes differ by one image at most."""
+        begin = step * self.settings.batch_size
+        size = min(self.settings.batch_size, self.count - begin)
+        return slice(begin + size * self.rank // self.ranks, begin + size * (self.rank + 1) // self.ranks)
+
+    def _brought(self, order: NDArray[np.int64], parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 images (N, H, W, C) and labels from the worker processes, copied one batch ahead."""
+        self.sampler.batches = [order[part].tolist() for part in parts]
+        with _quiet():
+            brought = iter(self.workers)
+        return self.device.ahead(brought)
+
+
+class _Resident:
+    """The split's pixels and labels on the device. On CPU they stay where they are: in memory, or mapped."""
+
+    def __init__(self, split: Split, device: Device) -> None:
+        base, places = foundation(split.images)
+        self.labels = device.tensor(split.labels)
+        self.places: Tensor | None = None
+        if device.kind == "cpu" and isinstance(base, np.ndarray):
+            self.images = torch.from_numpy(base)
+            self.places = None if places is None else torch.from_numpy(places)
+            return
+        self.images = torch.empty(split.images.shape, dtype=torch.uint8, device=device.kind)
+        step = max(1, UPLOAD // max(1, int(np.prod(split.images.shape[1:]))))
+        for start in range(0, len(split.labels), step):
+            part = slice(start, start + step)
+            self.images[part].copy_(torch.from_numpy(np.ascontiguousarray(split.images[part])))
+
+    def cut(self, order: NDArray[np.int64], parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        here = torch.from_numpy(order).to(self.labels.device)
+        for part in parts:
+            chosen = here[part]
+            places = chosen if self.places is None else self.places[chosen]
+            yield self.images.index_select(0, places), self.labels.index_select(0, chosen)
 
 
 def in_order(split: Split, device: Device, pixels: Pixels, batch_size: int = EVALUATION_BATCH) -> Iterator[Batch]:
@@ -122,12 +177,6 @@ def in_order(split: Split, device: Device, pixels: Pixels, batch_size: int = EVA
     for start in range(0, len(split.labels), batch_size):
         part = slice(start, start + batch_size)
         yield Batch(pixels(device.tensor(split.images[part])), device.tensor(split.labels[part]))
-
-
-def stream(*position: int) -> int:
-    """A seed of its own for each position, such as (seed, epoch, step)."""
-    digest = hashlib.blake2b(repr(position).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1  # 63 bits: what torch.Generator takes without a sign
 
 
 class _Sampler:
@@ -143,7 +192,7 @@ class _Sampler:
 
 
 class _Images(Dataset[tuple[Tensor, Tensor]]):
-    """What a worker does: cut one batch out of the shared array, as uint8, so that little is sent."""
+    """What a worker does: bring one batch as uint8, so that little is sent."""
 
     def __init__(self, split: Split) -> None:
         self.images, self.labels = split.images, split.labels

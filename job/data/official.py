@@ -163,7 +163,7 @@ def _read_cifar(contents: list[bytes]) -> Labelled:
 def _read_idx(contents: list[bytes]) -> Labelled:
     """MNIST's format: images with a header of 16 bytes, labels with one of 8."""
     count, height, width = np.frombuffer(contents[0][4:16], ">u4").tolist()
-    images = np.frombuffer(contents[0], np.uint8, offset=16).reshape(count, height, width, 1)
+    images = np.frombuffer(contents[0], np.uint8, offset=16).reshape(count, height, width, 1).copy()  # may be written
     return images, np.frombuffer(contents[1], np.uint8, offset=8).astype(np.int64)
 
 

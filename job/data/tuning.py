@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from job.data.dataset import Split
+from job.data.images import foundation
 from job.data.loader import Batch, Pixels, Settings, TrainingBatches
 from job.device import Device, cpu_count
 from job.errors import JobError
@@ -104,7 +107,7 @@ def shm_refusal(settings: Settings, split: Split, folder: str = SHM) -> str:
     if settings.num_workers == 0 or not Path(folder).is_dir():
         return ""
     in_flight = settings.num_workers * ((settings.prefetch_factor or 2) + 1)
-    needed = in_flight * settings.batch_size * (split.images[:1].nbytes + 8)
+    needed = in_flight * settings.batch_size * (int(np.prod(split.images.shape[1:])) + 8)
     room = os.statvfs(folder)
     free = room.f_bavail * room.f_frsize
     if needed <= free:
@@ -136,7 +139,7 @@ def reason(speed: float, rate: float) -> str:
 
 def _in_memory(split: Split, rows: list[Row]) -> bool:
     """Whether the pixels are in RAM and the resident copy is possible."""
-    return bool(rows) and rows[0].note == "" and not hasattr(split.images, "filename")
+    return bool(rows) and rows[0].note == "" and not hasattr(foundation(split.images)[0], "filename")
 
 
 def _endless(batches: TrainingBatches) -> Iterator[Batch]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from job.data.dataset import Split, Splits
+from job.data.images import choose
 from job.data.loader import Settings, TrainingBatches
 from job.events import EpochEnded, RunningLoss
 from job.results.metrics import Metrics, Predictions, measure
@@ -196,4 +197,4 @@ def _sample(split: Split, count: int, seed: int) -> Split:
     if len(split.labels) <= count:
         return split
     chosen = np.sort(np.random.default_rng(seed).choice(len(split.labels), count, replace=False))
-    return Split(split.images[chosen], split.labels[chosen])
+    return Split(choose(split.images, chosen), split.labels[chosen])

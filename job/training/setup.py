@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from job.data.dataset import Split, Splits
-from job.data.loader import Pixels, stream
+from job.data.draws import stream
+from job.data.loader import Pixels
 from job.device import Device, choose
 from job.models.build import ModelFacts, build, fill, initialise, load_weights, model_facts
 from job.results.metrics import Predictions

@@ -63,7 +63,7 @@ def test_divided_80_to_20(root: Path) -> None:
 def test_the_pixels_are_those_of_the_files(root: Path) -> None:
     splits = load(spec(root))
     expected = {np.asarray(Image.open(path)).tobytes() for path in root.rglob("*.png")}
-    found = [image.tobytes() for split in (splits.train, splits.test) for image in split.images]
+    found = [image.tobytes() for split in (splits.train, splits.test) for image in split.images[:]]
     assert len(found) == 20
     assert set(found) == expected
 

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from job.data.dataset import Split
-from job.data.loader import Pixels, Settings, TrainingBatches, in_order, stream
+from job.data.draws import stream
+from job.data.images import choose
+from job.data.loader import Pixels, Settings, TrainingBatches, in_order
 from job.device import Device
 from job.spec.schema import Augment
 
@@ -77,7 +79,7 @@ def test_the_seed_changes_order_and_augmentation(split: Split) -> None:
 def test_pixels_are_normalised_as_torchvision_would(split: Split) -> None:
     transforms = pytest.importorskip("torchvision.transforms")
     usual = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))])
-    expected = torch.stack([usual(image) for image in split.images])
+    expected = torch.stack([usual(image) for image in split.images[:]])
     torch.testing.assert_close(pixels()(torch.from_numpy(split.images)), expected)
 
 
@@ -99,3 +101,43 @@ def test_streams_differ_by_position() -> None:
     seeds = {stream(seed, epoch, step) for seed in range(3) for epoch in range(10) for step in range(10)}
     assert len(seeds) == 300
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_together_see_what_one_alone_sees(split: Split, ranks: int) -> None:
+    alone = epoch(batches(split, RESIDENT), 1)
+    parts = [
+        epoch(TrainingBatches(split, RESIDENT, CPU, pixels(), AUGMENT, 0, rank, ranks), 1) for rank in range(ranks)
+    ]
+    together = [
+        (torch.cat([part[step][0] for part in parts]), torch.cat([part[step][1] for part in parts]))
+        for step in range(len(alone))
+    ]
+    assert same(alone, together)
+
+
+def test_the_size_of_a_batch_changes_no_image(split: Split) -> None:
+    small, large = (epoch(batches(split, Settings(size, resident=True)), 2) for size in (4, 32))
+    assert torch.equal(torch.cat([batch[0] for batch in small]), torch.cat([batch[0] for batch in large]))
+
+
+@pytest.mark.parametrize("settings", [RESIDENT, Settings(8, resident=False)])
+def test_a_choice_of_images_is_as_good_as_a_copy_of_them(split: Split, settings: Settings) -> None:
+    places = np.arange(COUNT)[::-2].copy()
+    chosen = Split(choose(split.images, places), split.labels[places])
+    copied = Split(split.images[places], split.labels[places])
+    assert same(epoch(batches(chosen, settings), 0), epoch(batches(copied, settings), 0))
+    twice = choose(choose(split.images, places), np.array([3, 1]))
+    assert np.array_equal(twice[:], split.images[places[[3, 1]]])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_pixels_do_not_depend_on_their_neighbours(channels: int, channels_last: bool) -> None:
+    """Images large enough to be normalised in several goes."""
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 300, 301, channels), dtype=np.uint8))
+    mean, std = (0.5, 0.4, 0.3)[:channels], (0.2, 0.25, 0.3)[:channels]
+    normal = Pixels.on(Device("cpu", "test", "fp32", False, channels_last, 1), mean, std)
+    plain = (images.permute(0, 3, 1, 2).float() * normal.scale) + normal.shift
+    assert torch.equal(normal(images), plain)
+    assert torch.equal(normal(images[2:3]), plain[2:3])
