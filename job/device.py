@@ -86,6 +86,18 @@ class Device:
         if self.kind == "cuda":
             torch.cuda.synchronize()
 
+    def mark(self) -> object:
+        """A point in the device's own stream of work, for `between`."""
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def between(self, begin: Any, end: Any) -> float:
+        """Seconds from mark to mark, once both are reached."""
+        return float(begin.elapsed_time(end)) / 1000
+
     def free_memory(self) -> int:
         """Bytes that can still be taken on the device."""
         import torch
