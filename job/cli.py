@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     shown = argparse.ArgumentParser(add_help=False)
     shown.add_argument("--log-format", choices=("auto", "plain", "json"), default="auto", help="default: auto")
     saved = argparse.ArgumentParser(add_help=False)
-    saved.add_argument("weights", metavar="RUN|CHECKPOINT", help="a run's folder, or a .pt file in it")
+    saved.add_argument("weights", metavar="RUN|CHECKPOINT", help="a run's folder or oci://…/RUN, or a .pt file in it")
     verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
 
     verb = verbs.add_parser("run", parents=[spec, shown, common], help="the whole job: data, train, evaluate, report")
@@ -73,8 +73,20 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("images", metavar="IMAGE", nargs="+", type=Path)
     verb.set_defaults(verb=predict)
     verb = verbs.add_parser("report", parents=[common], help="render a run's report again")
-    verb.add_argument("run", metavar="RUN", type=Path, help="a run's folder")
+    verb.add_argument("run", metavar="RUN", help="a run's folder, or oci://…/RUN")
     verb.set_defaults(verb=report)
+    verb = verbs.add_parser("compare", parents=[common], help="set runs side by side")
+    verb.add_argument("runs", metavar="RUN", nargs="+", help="runs' folders, or oci://…/RUN")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.add_argument("--html", metavar="FILE", type=Path, help="also write a page")
+    verb.set_defaults(verb=compare)
+    verb = verbs.add_parser("upload", parents=[shown, common], help="store what a run could not")
+    verb.add_argument("run", metavar="RUN", type=Path, help="a run's folder")
+    verb.set_defaults(verb=upload)
+    verb = verbs.add_parser("fetch", parents=[common], help="download a whole run from its store, verified")
+    verb.add_argument("run", metavar="RUN", help="oci://BUCKET@NAMESPACE/PREFIX/RUN")
+    verb.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", help="default: the run's id")
+    verb.set_defaults(verb=fetch)
     verb = verbs.add_parser("doctor", parents=[common], help="check this machine, a line each, with the cure")
     verb.add_argument("spec", metavar="SPEC", nargs="?", help="also check what this spec needs")
     verb.set_defaults(verb=doctor)
@@ -133,14 +145,14 @@ def evaluate(options: argparse.Namespace) -> int:
     from job import console, inference
 
     with console.make(options.log_format) as screen:
-        screen.show(inference.evaluate(Path(options.weights)))
+        screen.show(inference.evaluate(options.weights))
     return 0
 
 
 def predict(options: argparse.Namespace) -> int:
     from job import inference
 
-    for line in inference.predict(Path(options.weights), options.images):
+    for line in inference.predict(options.weights, options.images):
         print(line)
     return 0
 
@@ -148,10 +160,44 @@ def predict(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     from job.results.report import render
     from job.runfolder import RunFolder
+    from job.storage.runs import local
 
-    folder = RunFolder(options.run)
+    folder = RunFolder(local(options.run, ["report.json", *(f"plots/mistakes/{n:02d}.png" for n in range(1, 17))]))
     render(folder)
     print(folder.report("html"))
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from job.results import compare as tables
+    from job.results.schema import read
+    from job.storage.runs import local
+
+    found = [read(local(where, ["report.json"]) / "report.json") for where in options.runs]
+    if options.html is not None:
+        tables.write_html(options.html, found)
+    print(tables.as_json(found) if options.json else tables.as_text(found))
+    return 0
+
+
+def upload(options: argparse.Namespace) -> int:
+    from job import console, pipeline
+    from job.runfolder import RunFolder
+
+    with console.make(options.log_format) as screen:
+        for event in pipeline.upload(RunFolder(options.run.resolve())):
+            screen.show(event)
+    return 0
+
+
+def fetch(options: argparse.Namespace) -> int:
+    from job.storage import runs
+
+    target = options.folder or Path(options.run.rstrip("/").rpartition("/")[2])
+    count = 0
+    for count, name in enumerate(runs.fetch(options.run, target), 1):  # noqa: B007 - the last one is the count
+        print(f"fetched {name}")
+    print(f"{target}: {count} files fetched")
     return 0
 
 

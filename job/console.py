@@ -133,7 +133,7 @@ class LiveConsole:
             description=f"Epoch {event.epoch}/{event.epochs}",
             total=event.epochs * event.steps,
             completed=done,
-            facts=f"{event.images_per_second:,.0f} images/s{left}",
+            facts=f"{event.images_per_second:,.0f} images/s{left}{_upload(event)}",
         )
 
     def _epoch(self, event: EpochEnded) -> None:
@@ -178,7 +178,11 @@ class LiveConsole:
 def progress_line(event: Progress) -> str:
     left = "" if event.seconds_left is None else f", {clock(event.seconds_left)} left"
     where = f"Epoch {event.epoch}/{event.epochs}, step {event.step}/{event.steps}"
-    return f"{where}, {event.images_per_second:,.0f} images/s{left}"
+    return f"{where}, {event.images_per_second:,.0f} images/s{left}{_upload(event)}"
+
+
+def _upload(event: Progress) -> str:
+    return f", {event.upload}" if event.upload else ""
 
 
 def clock(seconds: float) -> str:

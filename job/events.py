@@ -49,6 +49,7 @@ class Progress:
     steps: int
     images_per_second: float
     seconds_left: float | None
+    upload: str = ""  # how far the store is behind, where there is one
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,15 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A checkpoint is in the store, verified and named by the pointer there."""
+
+    uri: str
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
 class Result:
     """The test split, read once at the end. Accuracies are 0–1; the interval is Wilson's, 95 %."""
 
@@ -106,7 +116,7 @@ class Ended:
     report: str
 
 
-Event = Note | Begun | Planned | Tuned | Progress | RunningLoss | EpochEnded | Saved | Result | Ended
+Event = Note | Begun | Planned | Tuned | Progress | RunningLoss | EpochEnded | Saved | Stored | Result | Ended
 
 
 def describe(event: Event) -> list[str]:
@@ -128,6 +138,8 @@ def describe(event: Event) -> list[str]:
             return [_epoch(event)]
         case Saved(path):
             return [f"Saved {path}"]
+        case Stored(uri):
+            return [f"Stored {uri}"]
         case Result():
             return _result(event)
         case Ended(run_id, accuracy, seconds, report):

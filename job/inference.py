@@ -13,6 +13,7 @@ from job.events import Result
 from job.results.metrics import measure
 from job.runfolder import RunFolder
 from job.spec.load import parse
+from job.storage import runs
 from job.training.setup import Saved, restore
 
 SHOWN = 3  # classes printed for each image
@@ -26,7 +27,7 @@ class Found:
     weights: Path
 
 
-def evaluate(where: Path) -> Result:
+def evaluate(where: str | Path) -> Result:
     """Accuracy on the test split of the data set that the run's spec names."""
     found = find(where)
     spec = parse(_text(found.folder.spec), str(found.folder.spec)).spec
@@ -41,7 +42,7 @@ def evaluate(where: Path) -> Result:
     return Result(test.accuracy, test.interval, test.count, test.loss, classes, found.weights.name)
 
 
-def predict(where: Path, images: Sequence[Path]) -> Iterator[str]:
+def predict(where: str | Path, images: Sequence[Path]) -> Iterator[str]:
     """A line for each image: its path, then the most probable classes. A bad image is an error that names it."""
     saved = _saved(find(where))
     channels, height, _ = saved.shape
@@ -52,8 +53,17 @@ def predict(where: Path, images: Sequence[Path]) -> Iterator[str]:
         yield f"{path}: " + ", ".join(f"{saved.classes[k]} {probabilities[k]:.1%}" for k in best)
 
 
-def find(where: Path) -> Found:
-    """A run's folder means its model/model.pt; a .pt file means itself, in the run's folder around it."""
+def find(where: str | Path) -> Found:
+    """A run's folder means its model/model.pt; a .pt file means itself, in the run's folder around it.
+
+    Of a run in a store a copy is made of what is needed.
+    """
+    if "://" in str(where):
+        run, file = runs.split(str(where))
+        file = file or "model/model.pt"
+        folder = RunFolder(runs.local(run, ["spec.yaml", "model/model.json", file]))
+        return Found(folder, folder.root / file)
+    where = Path(where)
     if where.is_dir():
         return Found(RunFolder(where), RunFolder(where).model / "model.pt")
     if not where.exists():

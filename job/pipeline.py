@@ -12,9 +12,9 @@ import secrets
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 from job import planning, reporting
+from job.delivery import Delivery, delivered, finished, target, working_folder
 from job.errors import Interrupted, JobError, UsageError
 from job.events import Begun, Ended, EpochEnded, Event, Note, Progress, Result, Saved, describe
 from job.interrupt import StopFlag
@@ -38,33 +38,55 @@ def job(loaded: Loaded, run_id: str | None, stop: StopFlag, began: float | None 
     """
     began = time.time() if began is None else began
     folder = open_folder(loaded.spec, run_id)
+    uri = target(loaded.spec, folder.id)
+    with locked(folder):
+        work = _work(loaded, folder, stop, began)
+        if uri is None:
+            yield from work
+            return
+        with Delivery(folder, uri, loaded.spec) as upload:
+            yield from delivered(upload, work, loaded, run_id is None, stop, lambda event: _log(folder, event))
+
+
+def upload(folder: RunFolder) -> Iterator[Event]:
+    """Brings what a run has left behind into its store, whatever ended it. UploadError when that fails again."""
+    spec = parse(folder.spec.read_text(encoding="utf-8"), str(folder.spec)).spec
+    uri = target(spec, folder.id)
+    if uri is None:
+        raise UsageError(str(folder.root), "this run's store is the folder itself", "there is nothing to upload")
+    with locked(folder), Delivery(folder, uri, spec) as delivery:
+        yield from delivery.flush(spec.store.flush_timeout, StopFlag(), patient=True)
+        yield from finished(delivery)
+
+
+def _work(loaded: Loaded, folder: RunFolder, stop: StopFlag, began: float) -> Iterator[Event]:
+    """All of it but the upload."""
     if is_complete(folder):
         yield Note(f"Run {folder.id} is complete: {folder.report('html')}")
         return
-    with locked(folder):
-        resumed = begin(folder, loaded)
-        yield Begun(folder.id, str(folder.root), resumed)
-        made, training = None, None
-        try:
-            write_status(folder, status="running", phase="data")
-            made = planning.plan(loaded, fetch=True, began=began)
-            training = new_session(made, folder)
-            with stop.deferred():
-                for event in run(made, training, folder, stop, began):
-                    _log(folder, event)
-                    if isinstance(event, Ended):  # nothing is written after the manifest: it names every byte
-                        write_status(folder, status="complete", accuracy=event.accuracy)
-                        reporting.seal(made, folder)
-                    yield event
-        except Exception as error:
-            known = isinstance(error, JobError)
-            status = "interrupted" if isinstance(error, Interrupted) else "failed"
-            why = str(error) if known else f"{type(error).__name__}: {error}"
-            with contextlib.suppress(JobError, OSError):  # a full disk may refuse even this; the exit code still tells
-                _log(folder, Note(why, "warning"))
-                write_status(folder, status=status, reason=why)
-                reporting.partial(made, folder, training, began, status, why)
-            raise
+    resumed = begin(folder, loaded)
+    yield Begun(folder.id, str(folder.root), resumed)
+    made, training = None, None
+    try:
+        write_status(folder, status="running", phase="data")
+        made = planning.plan(loaded, fetch=True, began=began)
+        training = new_session(made, folder)
+        with stop.deferred():
+            for event in run(made, training, folder, stop, began):
+                _log(folder, event)
+                if isinstance(event, Ended):  # nothing is written after the manifest: it names every byte
+                    write_status(folder, status="complete", accuracy=event.accuracy)
+                    reporting.seal(made, folder)
+                yield event
+    except Exception as error:
+        known = isinstance(error, JobError)
+        status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        why = str(error) if known else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(JobError, OSError):  # a full disk may refuse even this; the exit code still tells
+            _log(folder, Note(why, "warning"))
+            write_status(folder, status=status, reason=why)
+            reporting.partial(made, folder, training, began, status, why)
+        raise
 
 
 def new_session(made: Plan, folder: RunFolder) -> Session:
@@ -140,16 +162,12 @@ def _resume(training: Session, folder: RunFolder) -> Iterator[Event]:
 
 
 def open_folder(spec: Spec, run_id: str | None) -> RunFolder:
-    """The run's folder in the store; the id is NAME-DATE-RANDOM unless given."""
-    if spec.store.uri.startswith("oci://"):
-        from job.storage.store import open_store
-
-        open_store(spec.store.uri)  # says in one line what is missing
+    """The run's folder: in the store, or where it is worked on; the id is NAME-DATE-RANDOM unless given."""
     if run_id is None:
         run_id = f"{spec.name}-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(3)}"
     if run_id in (".", "..") or "/" in run_id or run_id != run_id.strip() or not run_id:
         raise UsageError("--run-id", f"{run_id!r} cannot name a folder", "use letters, digits, dots and dashes")
-    folder = RunFolder(Path(spec.store.uri.removeprefix("file://")) / run_id)
+    folder = RunFolder(working_folder(spec) / run_id)
     folder.make()
     return folder
 

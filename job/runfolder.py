@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from job.errors import JobError
+
+OUTBOX = ".outbox"  # in a run's folder: what the uploader keeps there
+STATE = f"{OUTBOX}/state.json"
+STORE_FACTS = ("uri", "phase", "durable", "lag_seconds", "waiting", "error")  # of the uploader, for status.json
+CHECKPOINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.pt")
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,35 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line]
 
 
+def read_pointer(path: Path) -> list[dict[str, Any]]:
+    """The entries of checkpoints/latest.json, newest first; none where there is no such file or no sense in it."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return [entry for entry in entries if CHECKPOINT.fullmatch(entry["file"]) and isinstance(entry["sha256"], str)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def uploaded(folder: RunFolder) -> list[str]:
+    """Checkpoint files that are verified in the run's store: these can go when the disk is short."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return [str(name) for name in read_state(folder)["stored"]]
+    return []
+
+
+def read_state(folder: RunFolder) -> dict[str, Any]:
+    """What the uploader last said of itself; empty without one."""
+    with contextlib.suppress(OSError, ValueError):
+        state = json.loads((folder.root / STATE).read_text(encoding="utf-8"))
+        return state if isinstance(state, dict) else {}
+    return {}
+
+
+def is_hidden(name: str) -> bool:
+    """Part of the machinery, not of the run: a name below RUN/ with a part that begins with a dot."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -143,16 +178,20 @@ def sha256(path: Path) -> str:
 
 def write_manifest(folder: RunFolder, provenance: dict[str, Any]) -> None:
     """manifest.json: the provenance, and size and SHA-256 of every other file of the run."""
+    names = sorted(path.relative_to(folder.root).as_posix() for path in folder.root.rglob("*") if path.is_file())
     files = [
-        {"path": path.relative_to(folder.root).as_posix(), "size": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(folder.root.rglob("*"))
-        if path.is_file() and path != folder.manifest and not path.name.startswith(".")
+        {"path": name, "size": (folder.root / name).stat().st_size, "sha256": sha256(folder.root / name)}
+        for name in names
+        if name != folder.manifest.name and not is_hidden(name)
     ]
     write_json(folder.manifest, {**provenance, "files": files})
 
 
 def write_status(folder: RunFolder, **fields: Any) -> None:
     """The heartbeat: what the run is doing, and when it last said so (Unix seconds)."""
+    state = read_state(folder)
+    if state:
+        fields["store"] = {name: state.get(name) for name in STORE_FACTS}
     write_json(folder.status, {"run_id": folder.id, "time": time.time(), **fields})
 
 

@@ -296,6 +296,10 @@ class Store(Section):
 
     uri: Annotated[str, Field(min_length=1)] = "runs"
     """A folder, or oci://BUCKET@NAMESPACE/PREFIX; the run's folder is made in it."""
+    flush_timeout: Duration = 600.0
+    """Most time at the end for what is not uploaded yet; after it the run exits 4 and `upload` finishes."""
+    lag_warning: Duration = 300.0
+    """Age of a checkpoint that is still not uploaded at which the run warns."""
 
 
 class Resources(Section):

@@ -1,0 +1,307 @@
+"""The process beside the training that empties the outbox: python -m job.storage.uploader FOLDER URI --keep 3
+
+A process of its own, at low priority, so that training shares neither interpreter, memory nor fate with it: it takes
+no time from a step, is not there in the forks of the data workers, and goes on for a while when the run is killed.
+It hears "over" on standard input when the run has ended, and the end of the input when the run is gone. What it has
+to say stands in RUN/.outbox/state.json. Exit codes: 0 everything is stored, 4 not, 2 the store refuses.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import random
+import secrets
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from job.errors import JobError
+from job.runfolder import OUTBOX, STATE, RunFolder
+from job.storage import runs
+from job.storage.lease import Lease, LeaseError, in_memory
+from job.storage.outbox import Outbox
+from job.storage.store import Store, StoreError, open_store
+
+TIMEOUT = 30.0  # seconds without a byte after which a request is given up
+BACKOFF = (1.0, 60.0)  # seconds before the first and the later tries
+FINAL_EVERY = 300.0  # seconds between two tries of what was refused: rights can be given while training runs
+ROUND, LAST_ROUND = 1.0, 0.1  # seconds between two looks at the folder, while the run goes on and after
+ROUNDS = 10  # looks without anything to send after which what is left cannot be sent
+ORPHANED = 120.0  # seconds that an uploader goes on when its run was killed
+
+
+class Uploader:
+    """Two threads: one for status, log and lease, one for everything else. `state` is what they have come to."""
+
+    def __init__(self, folder: RunFolder, uri: str, keep: int, adopt: str, *, strict: bool) -> None:
+        """`adopt` is never, spec or resume: what may be taken from the store. `strict`: a refusal is the end."""
+        self.folder, self.uri, self.keep, self.adopt, self.strict = folder, uri, keep, adopt, strict
+        self.phase = "starting"
+        self.errors: dict[str, JobError] = {}
+        self.refused: JobError | None = None
+        self.begun = self.lost = False
+        self.stopping, self.opened, self.over = threading.Event(), threading.Event(), threading.Event()
+        self.outbox = Outbox(folder, keep)
+        self.store: Store | None = None
+        self.lease: Lease | None = None
+        self.rounds = {"live": 0, "bulk": 0}
+        self.threads = [
+            threading.Thread(target=self._lane, args=(name,), name=name, daemon=True) for name in self.rounds
+        ]
+
+    def start(self) -> None:
+        for thread in self.threads:
+            thread.start()
+
+    def end(self) -> None:
+        """From now on the folder does not change any more: everything goes up, the manifest last."""
+        self.refused, self.errors = None, {}  # once more, at once
+        self.over.set()
+        self.outbox.over = True
+
+    def outcome(self) -> int | None:
+        """None while there is something to do; else the exit code."""
+        if self.phase == "complete":
+            return 0
+        if self.refused is not None and self.strict and not self.begun:
+            return 2
+        if self.refused is not None and self.over.is_set():
+            return 4
+        if not all(thread.is_alive() for thread in self.threads):
+            return 4
+        if not self.over.is_set() or not self.opened.is_set() or self.errors:
+            return None
+        if not self.outbox.unsent():
+            return 0
+        return 4 if min(self.rounds.values()) > ROUNDS else None
+
+    def close(self) -> None:
+        """Stops the threads and lets go of the lease; what cannot be let go of expires."""
+        self.stopping.set()
+        for thread in self.threads:
+            thread.join(2 * ROUND)
+        if self.lease is not None:
+            with contextlib.suppress(Exception):
+                self.lease.release()
+
+    def state(self) -> dict[str, Any]:
+        stored, durable, since = self.outbox.durable()
+        with self.outbox.lock:
+            waiting = list(self.outbox.journal.waiting.values())
+        errors = [*map(str, self.errors.values()), *self.outbox.problems.values()]
+        refused = self.refused
+        state = {
+            "uri": self.uri,
+            "phase": self.phase,
+            "pid": os.getpid(),
+            "stored": stored,
+            "durable": durable,
+            "lag_seconds": 0 if since is None else round(max(0.0, time.time() - since)),
+            "waiting": len(waiting),
+            "bytes": sum(item.size for item in waiting),
+            "sent": self.outbox.sent,
+            "error": errors[0] if errors else None,
+            "refused": None if refused is None else [refused.where, refused.what, refused.cure],
+        }
+        return {**state, "left": self.outbox.unsent()} if self.over.is_set() else state
+
+    def _lane(self, name: str) -> None:
+        """Steps until told to stop. Nothing that a store, a disk or a mistake of ours does ends it."""
+        failures = 0
+        while not self.stopping.is_set():
+            pause = LAST_ROUND if self.over.is_set() else ROUND
+            try:
+                if self._step(name):
+                    pause, self.rounds[name] = 0.0, 0
+                elif self.opened.is_set():
+                    self.rounds[name] += 1
+                self.errors.pop(name, None)
+                failures = 0
+            except Exception as error:
+                self.rounds[name] = 0
+                failures += 1
+                pause = self._failed(name, error, failures)
+            self._wait(pause)
+
+    def _failed(self, name: str, error: Exception, failures: int) -> float:
+        """Notes what went wrong; seconds until the next try."""
+        if not isinstance(error, JobError):
+            traceback.print_exc()
+            error = JobError(self.uri, f"{type(error).__name__}: {error}", "this is tried again")
+        self.errors[name] = error
+        final = error.final if isinstance(error, StoreError) else name == "live" and not self.opened.is_set()
+        if final:
+            self.refused = error
+            self.phase = "refused"
+        if isinstance(error, LeaseError):
+            self.opened.clear()  # nothing more goes into a run that is another's
+            self.lost = self.begun
+        first, longest = BACKOFF
+        wait = FINAL_EVERY if final else min(longest, first * 2 ** (failures - 1))
+        return wait * random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret
+
+    def _wait(self, seconds: float) -> None:
+        """Less when the run ends meanwhile: then there is no time to lose."""
+        until = time.monotonic() + seconds
+        over = self.over.is_set()
+        while not self.stopping.is_set() and self.over.is_set() == over:
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            self.stopping.wait(min(left, LAST_ROUND))
+
+    def _wait_or_stop(self, seconds: float) -> None:
+        self._wait(seconds)
+        if self.stopping.is_set():
+            raise JobError(self.uri, "the uploader was told to stop", "run upload to finish")
+
+    def _step(self, lane: str) -> bool:
+        if lane == "live" and not self.opened.is_set():
+            return self._open()
+        if not self.opened.is_set():
+            self.outbox.scan()  # into the journal, and safe from retention, while the store is away
+            return False
+        assert self.lease is not None
+        self.lease.renew()
+        return self._sent(self.outbox.live() if lane == "live" else self.outbox.bulk())
+
+    def _sent(self, something: bool) -> bool:
+        if something and self.phase == "refused":
+            self.phase, self.refused = "mirroring", None
+        return something
+
+    def _open(self) -> bool:
+        """May we write, are we alone, is the store ahead of us: in this order, before anything is sent."""
+        if self.lost:
+            raise LeaseError(self.uri, "another process took this run over")
+        if self.store is None:
+            self.store = open_store(self.uri, TIMEOUT)
+        if self.lease is None:
+            probe(self.store, self.folder)
+            self.lease = Lease(self.store)
+        if not self.lease.held:
+            self.phase = "waiting for the lease"
+            self.lease.acquire(self._wait_or_stop)
+        if self.adopt != "never":
+            self.phase = "fetching"
+            if runs.adopt(self.store, self.folder, resume=self.adopt == "resume") == "complete":
+                self.phase = "complete"
+                self.stopping.set()
+                return True
+            self.adopt = "never"
+        self.outbox.connect(self.store, self.lease.renew)
+        self.phase, self.refused, self.begun = "mirroring", None, True
+        self.opened.set()
+        return True
+
+
+def probe(store: Store, folder: RunFolder) -> None:
+    """Writes, reads and deletes a small object: training for a store that refuses is money lost."""
+    name, content = f".check-{secrets.token_hex(4)}", os.urandom(32)
+    back = folder.root / OUTBOX / name
+    with in_memory(content) as path:
+        store.put(path, name)
+    store.get(name, back)
+    same = back.read_bytes() == content
+    back.unlink()
+    store.delete(name)
+    if not same:
+        where = f"{store.uri}/{name}"
+        raise StoreError(where, "the store gave back other bytes than were put", "this is tried again", final=False)
+
+
+@contextlib.contextmanager
+def alone(folder: RunFolder, patience: float = 30.0) -> Iterator[None]:
+    """One uploader a folder. An older one leaves when it sees that the run began again."""
+    path = folder.root / OUTBOX / "lock"
+    until = time.monotonic() + patience
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise JobError(str(folder.root), "another uploader is at work here", "wait for it to end") from None
+                time.sleep(0.05)
+        yield
+
+
+def write_state(folder: RunFolder, state: dict[str, Any]) -> None:
+    """Whole or not at all, without a flush to the disk: it is of this moment."""
+    path = folder.root / STATE
+    beside = path.with_suffix(".part")
+    with contextlib.suppress(OSError):
+        beside.write_text(json.dumps({**state, "time": time.time()}), encoding="utf-8")
+        beside.replace(path)
+
+
+def serve(uploader: Uploader, commands: TextIO) -> int:
+    """Until everything is stored after "over", or the store refuses, or nobody is there any more."""
+    gone = threading.Event()
+    threading.Thread(target=_listen, args=(uploader, commands, gone), daemon=True).start()
+    uploader.start()
+    orphaned: float | None = None
+    written: dict[str, Any] = {}
+    while (code := uploader.outcome()) is None:
+        if gone.is_set():
+            orphaned = time.monotonic() if orphaned is None else orphaned
+            if time.monotonic() - orphaned > ORPHANED or _is_taken(uploader.folder):
+                code = 4
+                break
+        state = uploader.state()
+        if state != written:
+            write_state(uploader.folder, state)
+            written = state
+        time.sleep(LAST_ROUND if uploader.over.is_set() or not uploader.opened.is_set() else ROUND / 2)
+    uploader.close()
+    write_state(uploader.folder, uploader.state())
+    return code
+
+
+def _listen(uploader: Uploader, commands: TextIO, gone: threading.Event) -> None:
+    for line in commands:
+        if line.strip() == "over":
+            uploader.end()
+    if not uploader.over.is_set():
+        gone.set()
+        uploader.end()
+
+
+def _is_taken(folder: RunFolder) -> bool:
+    """Another process has begun to run this id again."""
+    with (folder.root / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("uri")
+    parser.add_argument("--keep", type=int, required=True)
+    parser.add_argument("--adopt", choices=("never", "spec", "resume"), default="never")
+    parser.add_argument("--strict", action="store_true")
+    options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):  # the run hears them, and tells when it is over
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        os.nice(10)
+    folder = RunFolder(options.folder)
+    with alone(folder):
+        code = serve(Uploader(folder, options.uri, options.keep, options.adopt, strict=options.strict), sys.stdin)
+    os._exit(code)  # threads that wait for a dead network are not waited for
+
+
+if __name__ == "__main__":
+    main()
