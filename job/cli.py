@@ -135,7 +135,7 @@ def tune(options: argparse.Namespace) -> int:
     from job import console, planning
     from job.spec.load import load
 
-    made = planning.plan(load(options.spec, options.set), fetch=True)
+    made = planning.plan(load(options.spec, options.set), fetch=True, remeasure=True)
     with console.make(options.log_format) as screen:
         screen.show(planning.tuned(made))
     return 0

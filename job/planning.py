@@ -9,6 +9,7 @@ from job.cloud.shapes import PREEMPTIBLE_PRICE, table, usd_per_hour
 from job.data import dataset, tuning
 from job.data.dataset import Source, Splits
 from job.data.loader import TrainingBatches
+from job.data.remembered import Memory, path_for
 from job.device import settle_compile
 from job.events import Event, Note, Planned, Tuned
 from job.spec.load import Loaded
@@ -53,10 +54,11 @@ class Plan:
         return min(limits, default=None)
 
 
-def plan(loaded: Loaded, *, fetch: bool, began: float | None = None) -> Plan:
+def plan(loaded: Loaded, *, fetch: bool, began: float | None = None, remeasure: bool = False) -> Plan:
     """Reads the data, builds the network, measures both. Without `fetch` nothing is written or downloaded.
 
-    `began` is when the process did, seconds since 1970: what went by until here is part of the estimated time.
+    `remeasure` passes over what an earlier run found out about loading. `began` is when the process did, seconds since
+    1970: what went by until here is part of the estimated time.
     """
     began = time.time() if began is None else began
     spec = loaded.spec
@@ -65,12 +67,10 @@ def plan(loaded: Loaded, *, fetch: bool, began: float | None = None) -> Plan:
     if not fetch and source.kind not in ("root", "bundled"):
         return Plan(loaded, source, price, None, {})
     came = time.monotonic()
-    splits = dataset.load(spec.dataset)
+    splits = dataset.load(spec.dataset, keep=fetch)
     read = time.monotonic()
     network, rates = probe.measure(prepare(spec, splits), splits.train, spec)
-    chosen = tuning.choose(
-        splits.train, spec.loader, spec.augment, network.device, network.pixels, rates.train, spec.train
-    )
+    chosen = _tune(network, rates.train, splits, spec, reads=not remeasure, writes=fetch)
     speed = _speed(network, splits, spec, chosen)
     images = spec.train.epochs * len(splits.train.labels)
     network = replace(network, device=settle_compile(network.device, spec.train.compile, images / speed))
@@ -78,6 +78,18 @@ def plan(loaded: Loaded, *, fetch: bool, began: float | None = None) -> Plan:
     spent = time.time() - began
     ready = Ready(splits, network, chosen, speed, estimate.parts(_figures(spec, splits, network, rates, speed, spent)))
     return Plan(loaded, source, price, ready, seconds)
+
+
+def _tune(
+    network: Prepared, rate: float, splits: Splits, spec: Spec, *, reads: bool, writes: bool
+) -> tuning.LoaderPlan:
+    """How batches will be brought: as an earlier run found, else measured while a copy of the network learns."""
+    device, split = network.device, splits.train
+    memory = Memory(path_for(spec, split, device), reads, writes)
+    with probe.trial(network, spec) as learn:
+        return tuning.choose(
+            split, spec.loader, spec.augment, device, network.pixels, rate, spec.train, work=learn, memory=memory
+        )
 
 
 def _speed(network: Prepared, splits: Splits, spec: Spec, chosen: tuning.LoaderPlan) -> float:

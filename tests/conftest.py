@@ -32,6 +32,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another has kept, and none writes to the home folder."""
+    monkeypatch.setenv("JOB_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
 def own_arithmetic() -> Iterator[None]:
     """A run makes its processor flush denormal numbers to zero; the next test begins with IEEE's arithmetic again."""
     _keep_denormals()

@@ -7,7 +7,7 @@ download.
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.data import image_folder, official
-from job.data.images import Images, choose
+from job.data.images import Images, choose, foundation
 from job.data.split import stratified
 from job.errors import DataError
 from job.spec.schema import Dataset
@@ -43,7 +43,7 @@ class Splits:
     classes: tuple[str, ...]
     mean: tuple[float, ...]  # by channel, on the scale 0–1; the network sees (pixel / 255 − mean) / std
     std: tuple[float, ...]
-    sha256: str  # of pixels, labels and class names as used
+    sha256: str  # of pixels (of own images: the files' bytes), labels and class names as used
     source: str  # in words: where the bytes came from
     notices: tuple[str, ...]  # a line each: conversions, files left out, leakage
     skipped: tuple[str, ...]  # files left out: 'path: why'
@@ -68,6 +68,7 @@ class _Raw:
     classes: tuple[str, ...]
     notices: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    table: NDArray[np.void] | None = None  # of own images: what decoding found out about each, see image_folder.row
 
 
 def locate(spec: Dataset) -> Source:
@@ -86,19 +87,22 @@ def locate(spec: Dataset) -> Source:
     return Source("download", f"downloaded by torchvision into {root}")
 
 
-def load(spec: Dataset) -> Splits:
-    """The data set in memory; fetches what is missing. DataError for what cannot be learned from."""
+def load(spec: Dataset, *, keep: bool = True, poll: Callable[[], None] = lambda: None) -> Splits:
+    """The data set, ready; fetches what is missing. DataError for what cannot be learned from.
+
+    `keep` allows a decoded copy on disk for the next start. `poll` is called now and then and may raise to leave early.
+    """
     source, root = locate(spec), root_of(spec)
     if source.kind in ("mirror", "download"):
         from job.data import fetch
 
         fetch.unpack_mirror(spec, root) if source.kind == "mirror" else fetch.download(spec.name, root)
-    raw = _read(spec, root)
+    raw = _read(spec, root, keep, poll)
     raw = _shrink(raw, spec)
     raw = _hold_back(raw, spec)
     with ThreadPoolExecutor(3) as pool:  # each lets go of the interpreter's lock while it goes over the pixels
         leaking, digest = pool.submit(_leaked, raw), pool.submit(_digest, raw)
-        mean, std = _normalisation(spec, raw.train.images)
+        mean, std = _normalisation(spec, raw)
     leaked, notices = leaking.result(), raw.notices
     if leaked:
         what = "test image is" if leaked == 1 else "test images are"
@@ -128,11 +132,11 @@ def no_labels(count: int) -> NDArray[np.int64]:
     return np.zeros(count, np.int64)
 
 
-def _read(spec: Dataset, root: Path) -> _Raw:
+def _read(spec: Dataset, root: Path, keep: bool, poll: Callable[[], None]) -> _Raw:
     if spec.name == "digits":
         return _digits(spec)
     if spec.name == "image_folder":
-        return _own(spec, root)
+        return _own(image_folder.read(spec, root, keep=keep, poll=poll), spec)
     (images, labels), (test_images, test_labels), classes = official.read(spec.name, root)
     return _Raw(Split(images, labels), None, Split(test_images, test_labels), classes)
 
@@ -147,8 +151,7 @@ def _digits(spec: Dataset) -> _Raw:
     return _divide(everything, spec, tuple("0123456789"), np.arange(len(images)))
 
 
-def _own(spec: Dataset, root: Path) -> _Raw:
-    found = image_folder.read(spec, root)
+def _own(found: image_folder.Found, spec: Dataset) -> _Raw:
     everything, parts = Split(found.images, found.labels), found.parts[found.good]
     if not parts[0]:
         raw = _divide(everything, spec, found.classes, found.good)
@@ -156,7 +159,7 @@ def _own(spec: Dataset, root: Path) -> _Raw:
         of = {part: found.good[parts == part] for part in ("train", "validation", "test")}
         held = _take(everything, of["validation"]) if len(of["validation"]) else None
         raw = _Raw(_take(everything, of["train"]), held, _take(everything, of["test"]), found.classes)
-    return replace(raw, notices=found.notices, skipped=found.skipped)
+    return replace(raw, notices=found.notices, skipped=found.skipped, table=found.table)
 
 
 def _divide(everything: Split, spec: Dataset, classes: tuple[str, ...], good: NDArray[np.int64]) -> _Raw:
@@ -224,17 +227,26 @@ def _leaked(raw: _Raw) -> int:
     known: dict[int, list[tuple[Images, int]]] = {}
     for part in (raw.train, raw.validation):
         if part is not None:
-            for place, image in enumerate(_each(part.images)):
-                known.setdefault(zlib.crc32(image.data), []).append((part.images, place))
+            for place, check in enumerate(_checks(part.images, raw)):
+                known.setdefault(check, []).append((part.images, place))
+    test = raw.test.images
     return sum(
-        any(np.array_equal(image, images[place]) for images, place in known.get(zlib.crc32(image.data), ()))
-        for image in _each(raw.test.images)
+        any(np.array_equal(test[place], images[other]) for images, other in known.get(check, ()))
+        for place, check in enumerate(_checks(test, raw))
     )
 
 
-def _each(images: Images) -> Iterator[NDArray[np.uint8]]:
-    for chunk in _chunks(images):
-        yield from chunk
+def _checks(images: Images, raw: _Raw) -> list[int]:
+    if raw.table is not None:
+        checks: list[int] = _rows(images, raw.table)["check"].tolist()
+        return checks
+    return [zlib.crc32(image.data) for chunk in _chunks(images) for image in chunk]
+
+
+def _rows(images: Images, table: NDArray[np.void]) -> NDArray[np.void]:
+    """The table's lines of these images."""
+    places = foundation(images)[1]
+    return table if places is None else table[places]
 
 
 def _chunks(images: Images) -> Iterator[NDArray[np.uint8]]:
@@ -242,21 +254,32 @@ def _chunks(images: Images) -> Iterator[NDArray[np.uint8]]:
         yield np.ascontiguousarray(images[start : start + CHUNK])
 
 
-def _normalisation(spec: Dataset, images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(spec: Dataset, raw: _Raw) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation by channel, 0–1: the spec's, or those of the training pixels."""
+    images = raw.train.images
     channels = images.shape[3]
     if spec.normalize != "auto":
         return _by_channel(spec.normalize.mean, "mean", channels), _by_channel(spec.normalize.std, "std", channels)
+    if raw.table is not None:
+        rows = _rows(images, raw.table)
+        count, total, squares = rows["counted"].sum(), rows["total"].sum(0), rows["squares"].sum(0)
+    else:
+        count, (total, squares) = int(np.prod(images.shape[:3])), _sums(images)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    std[std < 1] = 255  # a channel of one value carries nothing; it is not blown up either
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def _sums(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of all values and of their squares, by channel."""
+    channels = images.shape[3]
     total, squares = np.zeros(channels), np.zeros(channels)
     for chunk in _chunks(images):
         pixels = chunk.astype(np.float32)
         total += pixels.sum(0).sum((0, 1), dtype=np.float64)
         squares += np.square(pixels, out=pixels).sum(0).sum((0, 1), dtype=np.float64)
-    count = int(np.prod(images.shape[:3]))
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    std[std < 1] = 255  # a channel of one value carries nothing; it is not blown up either
-    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+    return total, squares
 
 
 def _by_channel(value: float | Sequence[float], key: str, channels: int) -> tuple[float, ...]:
@@ -272,7 +295,10 @@ def _digest(raw: _Raw) -> str:
     for part in (raw.train, raw.validation, raw.test):
         if part is not None:
             digest.update(repr(part.images.shape).encode())
-            for chunk in _chunks(part.images):
-                digest.update(chunk.data)
+            if raw.table is not None:
+                digest.update(np.ascontiguousarray(_rows(part.images, raw.table)["digest"]).data)
+            else:
+                for chunk in _chunks(part.images):
+                    digest.update(chunk.data)
             digest.update(np.ascontiguousarray(part.labels).data)
     return digest.hexdigest()

@@ -1,25 +1,32 @@
-"""Your own images, one folder a class: found, checked, decoded to one uint8 array.
+"""Your own images, one folder a class: found, checked, decoded once.
 
     root/train/CLASS/*, root/test/CLASS/*   given splits, with root/validation/CLASS/* or root/val/CLASS/* if you like
     root/CLASS/*                            divided by dataset.split
 
-Every file is decoded before training begins, so that a bad one is told then and not after an hour. Images are resized
-on the shorter side and centre-cropped; transparency is laid over white; 16-bit images are scaled to 8.
+Every file is decoded before training begins, so that a bad one is told then and not after an hour. The pixels are kept
+(job.data.kept) where there is room for them, else in memory; where there is room in neither they stay encoded in their
+files and are decoded at each use. Images are resized on the shorter side and centre-cropped.
 """
 
-import tempfile
-import warnings
+import contextlib
+import hashlib
+import os
+import zlib
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from job.device import available_memory, cpu_count
+from job.data import kept
+from job.data.decode import VERSION, Encoded, Form, Header, decode, header, problem_of, size_text
+from job.data.images import Images
+from job.data.kept import Copy, Maker, Place, in_parallel
+from job.device import available_memory
 from job.errors import DataError
 from job.runfolder import disk_errors
 from job.spec.schema import Dataset
@@ -27,34 +34,35 @@ from job.spec.schema import Dataset
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 PARTS = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}  # folder → split
 GREY = frozenset({"1", "L", "I;16", "I;16B", "I;16L", "I", "F"})  # Pillow's modes of one channel
-SIXTEEN = frozenset({"I;16", "I;16B", "I;16L", "I"})
 WORDS = {
     "1": "black and white: taken as grey",
     "P": "palette images: their colours were looked up",
     "RGBA": "RGBA: transparency was laid over white",
     "LA": "grey with transparency, which was laid over white",
     "CMYK": "CMYK: converted to RGB",
-    **dict.fromkeys(SIXTEEN, "16-bit: scaled to 8 bits"),
+    **dict.fromkeys(("I;16", "I;16B", "I;16L", "I"), "16-bit: scaled to 8 bits"),
 }
-MEMORY_PART = 0.5  # of what is free; a larger data set is kept in a file and mapped
+MEMORY_PART = 0.5  # of what is free may hold decoded pixels where no copy is kept on disk
+SAMPLE = 4096  # pixels an image, at least, that its sums are taken over: all of them up to 64×64, then every k-th row
 SHOWN = 3  # bad files named in an error before the rest is only counted
-Image.MAX_IMAGE_PIXELS = 200_000_000  # beyond this Pillow suspects a decompression bomb
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A file's header: Pillow's mode and the size as shown, (width, height); or what is wrong with it."""
+class File(NamedTuple):
+    """An image file: path below the root, label, split ('' where the folders do not say), bytes and time of change."""
 
-    mode: str
-    size: tuple[int, int]
-    problem: str | None = None
+    name: str
+    label: int
+    part: str
+    size: int
+    changed: int
 
 
 @dataclass(frozen=True)
 class Found:
     """All images with labels, and the split each belongs to where the folders say so ('' where they do not)."""
 
-    images: NDArray[np.uint8]  # (N, H, W, C); mapped from a file that has no name where it is large
+    images: Images
+    table: NDArray[np.void]  # what decoding found out about each, see row()
     labels: NDArray[np.int64]
     parts: NDArray[np.str_]
     good: NDArray[np.int64]  # places of those that could be decoded; the others hold nothing
@@ -63,107 +71,276 @@ class Found:
     skipped: tuple[str, ...]
 
 
+def row(channels: int) -> np.dtype[np.void]:
+    """A file's line in the table."""
+    return np.dtype(
+        [
+            ("good", "?"),
+            ("mode", "U8"),
+            ("digest", "u1", 16),  # of the file's bytes
+            ("check", "<u4"),  # CRC-32 of the pixels
+            ("counted", "<i8"),  # pixels in the sums below
+            ("total", "<i8", (channels,)),
+            ("squares", "<i8", (channels,)),
+        ]
+    )
+
+
 def holds(root: Path) -> bool:
     """Whether there is any folder to read."""
     return root.is_dir() and any(path.is_dir() and not path.name.startswith(".") for path in root.iterdir())
 
 
-def read(spec: Dataset, root: Path) -> Found:
-    """Everything below `root`. DataError with one line for what cannot be used."""
+def read(spec: Dataset, root: Path, *, keep: bool, poll: Callable[[], None]) -> Found:
+    """Everything below `root`. DataError with one line for what cannot be used. Without `keep` nothing is written.
+
+    `poll` is called now and then and may raise to leave early.
+    """
     files, classes, notices = _listed(root)
-    with ThreadPoolExecutor(cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
-        seen = list(pool.map(lambda item: look(item[0]), files))
-        side = _side(spec, [(item[0], header) for item, header in zip(files, seen, strict=True)])
-        channels = _channels(spec, seen)
-        images = _room(len(files), side, channels)
-        jobs = [(place, item[0], header) for place, (item, header) in enumerate(zip(files, seen, strict=True))]
-        problems = list(pool.map(lambda job: _decode_into(images, job[0], job[1], job[2], spec.resize), jobs))
-    bad = {place: problem for place, problem in enumerate(problems) if problem is not None}
-    skipped = tuple(f"{files[place][0].relative_to(root)}: {problem}" for place, problem in bad.items())
-    if bad and spec.on_bad_image == "fail":
+    images, table, problems = _decoded(spec, root, files, keep, poll, notices)
+    skipped = tuple(f"{files[place].name}: {problem}" for place, problem in sorted(problems.items()))
+    if skipped and spec.on_bad_image == "fail":
         some = "; ".join(skipped[:SHOWN]) + (f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else "")
         cure = "repair or remove them, or set dataset.on_bad_image: skip"
-        raise DataError(str(root), f"{_count(len(bad), 'file')} cannot be used: {some}", cure)
-    good = np.array([place for place in range(len(files)) if place not in bad], np.int64)
-    if bad:
-        notices.append(f"{_count(len(bad), 'bad file')} left out; the first: {skipped[0]}")
-    labels = np.array([item[1] for item in files], np.int64)
-    parts = np.array([item[2] for item in files], np.str_)
+        raise DataError(str(root), f"{_count(len(skipped), 'file')} cannot be used: {some}", cure)
+    good = np.flatnonzero(table["good"])
+    if skipped:
+        notices.append(f"{_count(len(skipped), 'bad file')} left out; the first: {skipped[0]}")
+    labels = np.array([file.label for file in files], np.int64)
+    parts = np.array([file.part for file in files], np.str_)
     _refuse_empty(root, labels[good], classes)
-    notices += _conversions(files, seen, root, channels)
-    return Found(images, labels, parts, good, classes, tuple(notices), skipped)
-
-
-def look(path: Path) -> Seen:
-    """What the header says, at little cost."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                width, height = image.size
-                turned = image.getexif().get(0x0112, 1) in {5, 6, 7, 8}  # EXIF orientation: lies on its side
-                mode = "RGBA" if image.mode == "P" and "transparency" in image.info else image.mode
-                return Seen(mode, (height, width) if turned else (width, height))
-    except Exception as error:
-        return Seen("", (0, 0), problem_of(error))
+    notices += _conversions(files, table["mode"], images.shape[3])
+    return Found(images, table, labels, parts, good, classes, tuple(notices), skipped)
 
 
 def read_image(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
     """One image as (size, size, channels), as training saw its own. DataError if it cannot be."""
     if not path.is_file():
         raise DataError(str(path), "there is no such file", "check the path")
-    header = look(path)
-    images = np.empty((1, size, size, channels), np.uint8)
-    problem = _decode_into(images, 0, path, header, size)
-    if problem is not None:
-        raise DataError(str(path), problem, "give a whole image")
-    only: NDArray[np.uint8] = images[0]
-    return only
+    try:
+        content = path.read_bytes()
+        return decode(content, Form(size, size, channels, resize=True), header(content))
+    except Exception as error:
+        raise DataError(str(path), problem_of(error), "give a whole image") from error
 
 
-def problem_of(error: Exception) -> str:
-    """A decoder's complaint in a few words."""
-    if isinstance(error, UnidentifiedImageError):
-        return "it is not an image"
-    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
-        return f"it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels"
-    if isinstance(error, PermissionError):
-        return "it may not be read"
-    words = " ".join(str(error).split()) or type(error).__name__
-    return f"it is damaged ({words})"
+Decoded = tuple[Images, NDArray[np.void], dict[int, str]]  # the pixels, the table, and what is wrong with which
 
 
-def _listed(root: Path) -> tuple[list[tuple[Path, int, str]], tuple[str, ...], list[str]]:
-    """(file, label, split) sorted by path, the class names, and notices of what was passed over."""
+def _decoded(
+    spec: Dataset, root: Path, files: Sequence[File], keep: bool, poll: Callable[[], None], notices: list[str]
+) -> Decoded:
+    """From the kept copy, or by decoding everything, which makes one."""
+    place = kept.place_for(spec)
+    if place is None:
+        return _decode_all(spec, root, files, poll)
+    key = _key(spec, root, files)
+    copy, damage = kept.find(place.of(key))
+    if copy is None and keep:
+        try:
+            with kept.making(place, key):
+                copy, damage = kept.find(place.of(key))  # another process may have made it while this one waited
+                if damage is not None:
+                    notices.append(f"the decoded copy in {place.of(key)} was damaged and is made anew: {damage}")
+                if copy is None:
+                    return _make(spec, root, files, poll, place, key)
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            cure = "dataset.cache or JOB_CACHE_DIR may name another folder"
+            notices.append(f"no decoded copy is kept in {place.folder} ({why}), so every start decodes anew; {cure}")
+    return _decode_all(spec, root, files, poll) if copy is None else _from(copy, root, files)
+
+
+def _key(spec: Dataset, root: Path, files: Sequence[File]) -> str:
+    """Of everything the pixels follow from."""
+    decoders = [version(package) for package in ("pillow", "torchvision")]
+    listed = [f"{file.name}\0{file.size}\0{file.changed}" for file in files]
+    return kept.key_of(VERSION, *decoders, _identity(spec, root), *listed)
+
+
+def _identity(spec: Dataset, root: Path) -> str:
+    """Of which there is never more than one copy: when its files change the older one goes."""
+    return f"{root.resolve()}, resize {spec.resize}, color {spec.color}"
+
+
+def _make(
+    spec: Dataset, root: Path, files: Sequence[File], poll: Callable[[], None], place: Place, key: str
+) -> Decoded:
+    form = _form(spec, root, files)
+    nbytes = len(files) * form.nbytes
+    room = nbytes <= place.room()
+    kept.forget(place, _identity(spec, root))
+    maker = Maker(place, key, (len(files), *form.shape), nbytes if room else 0)
+    try:
+        memory = None if room else _memory(len(files), form)
+        table, problems = _survey(root, files, form, maker.write if room else _filler(memory), poll)
+        about = {"identity": _identity(spec, root), "form": asdict(form), "problems": problems}
+        copy = maker.keep(table, about)
+    except BaseException:
+        maker.drop()
+        raise
+    return _from(copy, root, files) if memory is None else (memory, table, problems)
+
+
+def _from(copy: Copy, root: Path, files: Sequence[File]) -> Decoded:
+    problems = {int(place): str(problem) for place, problem in copy.about["problems"].items()}
+    form = Form(**copy.about["form"])
+    return (_encoded(root, files, form) if copy.pixels is None else copy.pixels), copy.table, problems
+
+
+def _decode_all(spec: Dataset, root: Path, files: Sequence[File], poll: Callable[[], None]) -> Decoded:
+    """Without a copy on disk: into memory, or looked through once where it is too much for that."""
+    form = _form(spec, root, files)
+    memory = _memory(len(files), form)
+    table, problems = _survey(root, files, form, _filler(memory), poll)
+    return (_encoded(root, files, form) if memory is None else memory), table, problems
+
+
+def _memory(count: int, form: Form) -> NDArray[np.uint8] | None:
+    """Room for all images, or None where that is too much."""
+    if count * form.nbytes > MEMORY_PART * available_memory():
+        return None
+    return np.empty((count, *form.shape), np.uint8)
+
+
+def _encoded(root: Path, files: Sequence[File], form: Form) -> Encoded:
+    return Encoded([str(root / file.name) for file in files], form)
+
+
+Sink = Callable[[int, NDArray[np.uint8]], None]
+
+
+def _filler(memory: NDArray[np.uint8] | None) -> Sink:
+    def fill(place: int, image: NDArray[np.uint8]) -> None:
+        if memory is not None:
+            memory[place] = image
+
+    return fill
+
+
+def _survey(
+    root: Path, files: Sequence[File], form: Form, sink: Sink, poll: Callable[[], None]
+) -> tuple[NDArray[np.void], dict[int, str]]:
+    """Decodes every file, hands its pixels on, and notes what it found out; what is wrong with the bad ones."""
+    table = np.zeros(len(files), row(form.channels))
+    problems: dict[int, str] = {}
+    step = max(1, form.height * form.width // SAMPLE)
+
+    def look(piece: range) -> list[tuple[int, str, Header | None]]:
+        bad = []
+        for place in piece:
+            seen = None
+            try:
+                content = (root / files[place].name).read_bytes()
+                seen = header(content)
+                image = decode(content, form, seen)
+            except Exception as error:
+                bad.append((place, problem_of(error), seen))
+                continue
+            sink(place, image)
+            sample = image[::step].reshape(-1, form.channels).astype(np.int32)
+            table[place] = (
+                True,
+                seen.mode,
+                np.frombuffer(hashlib.sha256(content).digest()[:16], np.uint8),
+                zlib.crc32(image.data),
+                len(sample),
+                sample.sum(0, dtype=np.int64),
+                np.square(sample).sum(0, dtype=np.int64),
+            )
+        return bad
+
+    with contextlib.closing(in_parallel(look, len(files))) as found:
+        for bad in found:
+            poll()
+            for place, problem, seen in bad:
+                if seen is not None and not form.resize and seen.size != (form.width, form.height):
+                    _refuse_sizes(root, files, place, seen.size, form)
+                problems[place] = problem
+    return table, problems
+
+
+def _form(spec: Dataset, root: Path, files: Sequence[File]) -> Form:
+    """What images are brought to: by the spec, else the size of the first and grey where every image is."""
+    seen = (found for _, found in _headers(root, files))
+    first = next(seen, None)
+    if first is None:
+        return Form(1, 1, 3, resize=spec.resize is not None)
+    width, height = first.size if spec.resize is None else (spec.resize, spec.resize)
+    if spec.color == "auto":
+        channels = 1 if first.mode in GREY and all(other.mode in GREY for other in seen) else 3
+    else:
+        channels = 3 if spec.color == "rgb" else 1
+    return Form(height, width, channels, resize=spec.resize is not None)
+
+
+def _headers(root: Path, files: Sequence[File]) -> Iterator[tuple[File, Header]]:
+    """Of the files that have one, one after the other as they are asked for."""
+    for file in files:
+        with contextlib.suppress(Exception):
+            yield file, header((root / file.name).read_bytes())
+
+
+def _refuse_sizes(root: Path, files: Sequence[File], place: int, size: tuple[int, int], form: Form) -> None:
+    own = (form.width, form.height)
+    first = next(file for file, seen in _headers(root, files) if seen.size == own)
+    what = f"images differ in size: {root / first.name} is {size_text(own)}, {root / files[place].name} is "
+    cure = f"set dataset.resize, for example to {min(*size, *own)}"
+    raise DataError("dataset.resize", what + size_text(size), cure)
+
+
+def _listed(root: Path) -> tuple[list[File], tuple[str, ...], list[str]]:
+    """The files by class and path, the class names, and notices of what was passed over."""
     with disk_errors(root):
-        folders = _folders(root)
-        given = {PARTS[path.name.lower()]: path for path in folders if path.name.lower() in PARTS}
+        given = {PARTS[name.lower()]: name for name in _folders(root) if name.lower() in PARTS}
         if not {"train", "test"} <= given.keys():
-            given = {"": root}
-        by_class: dict[str, list[tuple[Path, str]]] = {}
+            given = {"": ""}
+        by_class: dict[str, list[tuple[os.DirEntry[str], str, str]]] = {}
         passed: Counter[str] = Counter()
         for part, folder in given.items():
-            for class_folder in _folders(folder):
-                images = by_class.setdefault(class_folder.name, [])
-                for path in sorted(class_folder.rglob("*")):
-                    if path.is_dir() or any(name.startswith(".") for name in path.relative_to(folder).parts):
-                        continue
-                    if path.suffix.lower() in SUFFIXES:
-                        images.append((path, part))
+            for name in _folders(root / folder):
+                images = by_class.setdefault(name, [])
+                below = "/".join(filter(None, (folder, name)))
+                for path, entry in _walk(root / below, below):
+                    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a Path for each file is slow
+                    if suffix in SUFFIXES:
+                        images.append((entry, path, part))
                     else:
-                        passed[path.suffix.lower() or path.name] += 1
+                        passed[suffix or entry.name] += 1
     classes = tuple(sorted(by_class))
-    _refuse_unusable(root, by_class, given)
-    files = [(path, label, part) for label, name in enumerate(classes) for path, part in by_class[name]]
+    _refuse_unusable(root, {name: [part for _, _, part in by_class[name]] for name in classes}, given)
+    files = [
+        _file(entry, path, label, part) for label, name in enumerate(classes) for entry, path, part in by_class[name]
+    ]
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed.most_common(5))
     return files, classes, [f"files that are no images were passed over: {kinds}"] if passed else []
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _file(entry: os.DirEntry[str], path: str, label: int, part: str) -> File:
+    try:
+        state = entry.stat()
+    except OSError:  # a link to nothing: told when it is opened
+        return File(path, label, part, 0, 0)
+    return File(path, label, part, state.st_size, state.st_mtime_ns)
 
 
-def _refuse_unusable(root: Path, by_class: dict[str, list[tuple[Path, str]]], given: dict[str, Path]) -> None:
+def _walk(folder: Path, below: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Files below `folder` with their paths, in the order of the names; nothing hidden, no links to folders."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(
+            (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name
+        ):
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(folder / entry.name, f"{below}/{entry.name}")
+            elif not entry.is_dir():
+                yield f"{below}/{entry.name}", entry
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _refuse_unusable(root: Path, by_class: dict[str, list[str]], given: dict[str, str]) -> None:
     layout = "put them in one folder a class, as in root/cat/1.jpg"
     if not any(by_class.values()):
         raise DataError(str(root), "there are no images in it", layout)
@@ -177,7 +354,7 @@ def _refuse_unusable(root: Path, by_class: dict[str, list[tuple[Path, str]]], gi
     if "test" not in given:
         return
     for name, images in by_class.items():
-        parts = {part for _, part in images}
+        parts = set(images)
         if "train" not in parts:
             what = f"the class {name!r} is in {' and '.join(sorted(parts))} and not in train"
             raise DataError(str(root), what, "add training images of it or remove it there")
@@ -190,93 +367,21 @@ def _refuse_empty(root: Path, labels: NDArray[np.int64], classes: tuple[str, ...
             raise DataError(str(root), what, "add whole images or remove the folder")
 
 
-def _side(spec: Dataset, files: Sequence[tuple[Path, Seen]]) -> tuple[int, int]:
-    """(height, width) of every image: dataset.resize, or the one size that all have."""
-    if spec.resize is not None:
-        return spec.resize, spec.resize
-    whole = [(path, header.size) for path, header in files if header.problem is None]
-    if not whole:
-        return 1, 1
-    first, size = whole[0]
-    for path, other in whole:
-        if other != size:
-            what = f"images differ in size: {first} is {_size(size)}, {path} is {_size(other)}"
-            raise DataError("dataset.resize", what, f"set dataset.resize, for example to {min(*size, *other)}")
-    return size[1], size[0]
-
-
-def _channels(spec: Dataset, seen: Sequence[Seen]) -> int:
-    if spec.color != "auto":
-        return 3 if spec.color == "rgb" else 1
-    return 1 if all(header.mode in GREY for header in seen if header.problem is None) else 3
-
-
-def _room(count: int, side: tuple[int, int], channels: int) -> NDArray[np.uint8]:
-    """Memory for all images; a mapped file where they are too many for it."""
-    shape = (count, *side, channels)
-    size = int(np.prod(shape, dtype=np.int64))
-    if size <= MEMORY_PART * available_memory():
-        return np.empty(shape, np.uint8)
-    return mapped(shape)
-
-
-def mapped(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """An array in a file without a name, which goes away with the process."""
-    size = int(np.prod(shape, dtype=np.int64))
-    with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:  # the map outlives the handle
-        file.truncate(size)
-        return np.memmap(file, np.uint8, "r+", shape=shape)
-
-
-def _decode_into(images: NDArray[np.uint8], place: int, path: Path, header: Seen, resize: int | None) -> str | None:
-    """Fills images[place]; what is wrong with the file, or None."""
-    if header.problem is not None:
-        return header.problem
-    channels = images.shape[3]
-    try:
-        with Image.open(path) as opened:
-            if resize is not None:
-                opened.draft(None, (resize, resize))  # JPEG decodes at a fraction of the size, never below this
-            image = _plain(ImageOps.exif_transpose(opened), channels)
-    except Exception as error:
-        return problem_of(error)
-    if resize is not None:
-        image = ImageOps.fit(image, (resize, resize), Image.Resampling.BILINEAR)
-    if image.size != images.shape[2:0:-1]:
-        return f"it is {_size(image.size)}, not {_size((images.shape[2], images.shape[1]))}"
-    images[place] = np.asarray(image).reshape(images.shape[1:])
-    return None
-
-
-def _plain(image: Image.Image, channels: int) -> Image.Image:
-    """Any image as 8-bit grey or RGB."""
-    if image.mode in SIXTEEN:
-        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
-    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-        over = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def _conversions(files: Sequence[tuple[Path, int, str]], seen: Sequence[Seen], root: Path, channels: int) -> list[str]:
+def _conversions(files: Sequence[File], modes: NDArray[np.str_], channels: int) -> list[str]:
     """A line for each kind of image that was changed to fit."""
-    kinds: dict[str, list[Path]] = {}
-    for (path, _, _), header in zip(files, seen, strict=True):
-        words = WORDS.get(header.mode)
-        if header.mode == "L" and channels == 3:  # noqa: PLR2004 - RGB
+    kinds: dict[str, list[int]] = {}
+    for mode in np.unique(modes):
+        words = WORDS.get(str(mode))
+        if mode == "L" and channels == 3:  # noqa: PLR2004 - RGB
             words = "grey among colour images: taken as RGB"
-        if header.mode == "RGB" and channels == 1:
+        if mode == "RGB" and channels == 1:
             words = "colour images taken as grey (dataset.color)"
         if words is not None:
-            kinds.setdefault(words, []).append(path)
+            kinds.setdefault(words, []).extend(np.flatnonzero(modes == mode).tolist())
     return [
-        f"{_count(len(paths), 'image')}, {words}; the first: {paths[0].relative_to(root)}"
-        for words, paths in kinds.items()
+        f"{_count(len(places), 'image')}, {words}; the first: {files[min(places)].name}"
+        for words, places in sorted(kinds.items(), key=lambda kind: min(kind[1]))
     ]
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]}×{size[1]}"
 
 
 def _count(number: int, word: str) -> str:

@@ -1,38 +1,40 @@
 """Chooses how batches are brought, by measuring on this machine with this data and this network.
 
-Candidates are tried from the cheapest up: resident, no workers, then 1, 2, 4 … worker processes. The search ends
-as soon as one brings images faster than the network takes them by a margin (more would be waste), or when
-`loader.tune_budget` or 2 % of the estimated run is used up, whichever comes first.
+Each candidate, from the cheapest up, brings batches that the network learns from for a moment (on a copy), so what
+workers take from training on a CPU counts. Where a step takes too long for that, loading is measured alone. The search
+is successive halving: all get a share of the time, the better half again, until one is left, of which more batches
+ahead and the other pinning are tried. It ends as soon as training does not wait, or when `loader.tune_budget` or 2 %
+of the estimated run is used up, whichever comes first; starting workers counts. The choice is kept for this machine,
+data set and network.
 """
 
+import contextlib
 import itertools
-import os
+import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
-import numpy as np
-
+from job.data.candidates import Row, candidates, refinements
 from job.data.dataset import Split
-from job.data.images import foundation
 from job.data.loader import Batch, Pixels, Settings, TrainingBatches
-from job.device import Device, cpu_count
+from job.data.remembered import NOWHERE, Memory
+from job.device import Device
 from job.errors import JobError
 from job.spec.schema import Augment, Loader, Train
 
-ENOUGH = 1.5  # a loader this many times faster than the network never makes it wait
+NEVER_WAITS = 0.97  # of the network's own rate: what training reaches with a loader that it does not wait for
+ENOUGH = 1.5  # a loader this many times faster than the network never makes it wait, where it works beside it
+ENOUGH_IN_TURN = 30.0  # the same where loading and training share the processor
 RUN_SHARE = 0.02  # of the estimated training time is the most that tuning may take
-SHM = "/dev/shm"  # noqa: S108 - where worker processes hand over their batches
+FIRST_STAGE = 0.75  # of the budget goes into the number of workers, the rest into refining it
+START = 0.1  # seconds that starting a worker may take beside its first batch
+STEPS = 4  # of training that must fit into a candidate's share, or loading is measured alone
+LONGEST = 200  # batches of a measurement
+USED_UP = "not tried: the time for tuning was used up"
 
-
-@dataclass(frozen=True)
-class Row:
-    """A candidate, the images/s it brought (None: not tried) and a remark."""
-
-    settings: Settings
-    images_per_second: float | None
-    note: str = ""
+Work = Callable[[Batch], None]
+clock = time.perf_counter
 
 
 @dataclass(frozen=True)
@@ -42,106 +44,187 @@ class LoaderPlan:
     settings: Settings
     rows: tuple[Row, ...]
     why: str
-    model_images_per_second: float  # forward and backward on a batch that is already there
+    model_images_per_second: float  # training on a batch that is already there
+
+
+@dataclass
+class Search:
+    """What is measured, with what, and until when."""
+
+    split: Split
+    spec: Loader
+    augment: Augment
+    device: Device
+    pixels: Pixels
+    seed: int
+    rate: float  # the network's own, images/s
+    budget: float
+    work: Work | None  # a step on a copy of the network; None: loading alone is measured
+    poll: Callable[[], None]
+    rows: dict[Settings, Row] = field(default_factory=dict)
+    enough: bool = False
+
+    def run(self, possible: list[Row]) -> Settings:
+        """The best of them and of its variations; fills `rows`."""
+        began = clock()
+        best = self._halve(possible, began + FIRST_STAGE * self.budget)
+        if not self.enough:
+            finer = refinements(best, self.split, self.spec, self.device)
+            fit = [row for row in finer if not row.note]
+            self.rows |= {row.settings: row for row in finer if row.note}
+            if fit:
+                best = self._halve([self.rows[best], *fit], began + self.budget)
+        return best
+
+    def _halve(self, alive: list[Row], deadline: float) -> Settings:
+        """Measures all, then the better half for as long again, until one is left or the time is used up."""
+        with contextlib.ExitStack() as opened:
+            brought: dict[Settings, Iterator[Batch]] = {}
+            while True:
+                rounds = max(1, math.ceil(math.log2(len(alive))))
+                end = clock() + (deadline - clock()) / rounds
+                for index, row in enumerate(alive):
+                    share = (end - clock()) / (len(alive) - index)
+                    self._measure(row, share, brought, opened)
+                    if self.enough:
+                        self._pass_over(alive[index + 1 :], "not needed")
+                        return row.settings
+                tried = [self.rows[row.settings] for row in alive if self.rows[row.settings].images_per_second]
+                alive = sorted(tried, key=_speed, reverse=True)
+                if len(alive) <= 2 or clock() >= deadline:  # noqa: PLR2004 - of two the better one is known
+                    return alive[0].settings
+                alive = alive[: -(-len(alive) // 2)]
+
+    def _measure(
+        self, row: Row, share: float, brought: dict[Settings, Iterator[Batch]], opened: contextlib.ExitStack
+    ) -> None:
+        """Puts the images/s with these settings into `rows`; the first is measured however little time there is."""
+        self.poll()
+        settings, known = row.settings, self.rows.get(row.settings, row)
+        some = any(other.images_per_second for other in self.rows.values())
+        if some and share <= 0:
+            self.rows[settings] = known if known.images_per_second else replace(row, note=USED_UP)
+            return
+        if settings not in brought:
+            if some and settings.num_workers and self._start(settings) > share:
+                self.rows[settings] = replace(
+                    row, note=f"not tried: starting would take about {self._start(settings):.1f} s"
+                )
+                return
+            batches = TrainingBatches(self.split, settings, self.device, self.pixels, self.augment, self.seed)
+            opened.callback(batches.close)
+            brought[settings] = self._polled(batches)
+        ahead = settings.num_workers * (settings.prefetch_factor or 0)
+        speed = images_per_second(brought[settings], self.work, self.device, share, ahead)
+        self.rows[settings] = replace(row, images_per_second=speed, note="")
+        self.enough = speed >= self.needed
+
+    @property
+    def needed(self) -> float:
+        """Images/s from which on more would be waste."""
+        if self.work is not None:
+            return NEVER_WAITS * self.rate
+        return (ENOUGH if self.device.kind == "cuda" else ENOUGH_IN_TURN) * self.rate
+
+    def _start(self, settings: Settings) -> float:
+        """Seconds until the workers' first batch, by the speed that was found without any."""
+        alone = self.rows.get(Settings(settings.batch_size, False, 0, settings.pin_memory))
+        slow = alone is not None and alone.images_per_second
+        return START * math.sqrt(settings.num_workers) + (settings.batch_size / slow if slow else 0.0)
+
+    def _pass_over(self, rows: list[Row], note: str) -> None:
+        for row in rows:
+            self.rows.setdefault(row.settings, replace(row, note=note))
+
+    def _polled(self, batches: TrainingBatches) -> Iterator[Batch]:
+        for epoch in itertools.count():
+            for batch in batches.epoch(epoch):
+                self.poll()
+                yield batch
 
 
 def choose(
-    split: Split, spec: Loader, augment: Augment, device: Device, pixels: Pixels, rate: float, train: Train
+    split: Split,
+    spec: Loader,
+    augment: Augment,
+    device: Device,
+    pixels: Pixels,
+    rate: float,
+    train: Train,
+    *,
+    work: Work | None = None,
+    memory: Memory = NOWHERE,
+    poll: Callable[[], None] = lambda: None,
 ) -> LoaderPlan:
-    """Measures what the spec leaves open; what it fixes is taken as it is. `rate` is the network's own, images/s."""
-    budget = min(spec.tune_budget, RUN_SHARE * train.epochs * len(split.labels) / rate)
-    deadline = time.monotonic() + budget
+    """Measures what the spec leaves open; what it fixes is taken as it is. `rate` is the network's own, images/s.
+
+    `work` is a step of training on a copy of the network; `memory` may hold the choice of an earlier run.
+    """
     rows = candidates(split, spec, device)
     possible, refused = [row for row in rows if not row.note], [row for row in rows if row.note]
     if not possible:
         raise JobError("loader", "; ".join(f"{row.settings}: {row.note}" for row in refused), "change these keys")
-    if len(possible) == 1:
+    variations = [row for row in refinements(possible[0].settings, split, spec, device) if not row.note]
+    if len(possible) == 1 and not variations:
         return LoaderPlan(possible[0].settings, (*possible, *refused), "the spec leaves one choice", rate)
-    rows = []
-    for index, candidate in enumerate(possible):
-        left = deadline - time.monotonic()
-        if rows and left <= 0:
-            rows += [replace(row, note="not tried: the time for tuning was used up") for row in possible[index:]]
-            break
-        share = left / (len(possible) - index)
-        batches = TrainingBatches(split, candidate.settings, device, pixels, augment, train.seed)
-        speed = images_per_second(_endless(batches), device, share)
-        rows.append(replace(candidate, images_per_second=speed))
-        if speed >= ENOUGH * rate:
-            rows += [replace(row, note="not needed") for row in possible[index + 1 :]]
-            break
-    best = max((row for row in rows if row.images_per_second), key=lambda row: row.images_per_second or 0)
-    return LoaderPlan(best.settings, (*rows, *refused), reason(best.images_per_second or 0, rate), rate)
+    allowed = {replace(row.settings, pin_memory=False, prefetch_factor=None) for row in possible}
+    known = memory.recall()
+    if known is not None:
+        settings, table, why = known
+        if replace(settings, pin_memory=False, prefetch_factor=None) in allowed:
+            return LoaderPlan(settings, table, why, rate)
+    budget = min(spec.tune_budget, RUN_SHARE * train.epochs * len(split.labels) / rate)
+    fits = work is not None and STEPS * len(possible) * spec.batch_size / rate <= FIRST_STAGE * budget
+    search = Search(split, spec, augment, device, pixels, train.seed, rate, budget, work if fits else None, poll)
+    best = search.run(possible)
+    table = (*search.rows.values(), *refused)
+    why = reason(search.rows[best].images_per_second or 0, search)
+    memory.keep(best, table, why)
+    return LoaderPlan(best, table, why, rate)
 
 
-def candidates(split: Split, spec: Loader, device: Device) -> list[Row]:
-    """Every combination the spec allows, cheapest first; those this machine cannot bear carry the reason."""
-    rows = []
-    if spec.resident is not False:
-        budget = device.free_memory() // 2 if spec.resident_budget == "auto" else spec.resident_budget
-        fits = split.images.nbytes <= budget
-        note = "" if fits else f"the data set takes {split.images.nbytes / 2**20:.0f} MiB of {budget / 2**20:.0f}"
-        rows.append(Row(Settings(spec.batch_size, resident=True), None, note))
-    if spec.resident is True or (spec.resident == "auto" and spec.num_workers == "auto" and _in_memory(split, rows)):
-        counts: list[int] = [] if spec.resident is True else [0]  # in-memory tensors only get slower through workers
-    else:
-        counts = worker_counts() if spec.num_workers == "auto" else [spec.num_workers]
-    pin = device.kind == "cuda" if spec.pin_memory == "auto" else spec.pin_memory
-    for count in counts:
-        prefetch = None if count == 0 else (2 if spec.prefetch_factor == "auto" else spec.prefetch_factor)
-        settings = Settings(spec.batch_size, False, count, pin and device.kind == "cuda", prefetch)
-        rows.append(Row(settings, None, shm_refusal(settings, split)))
-    if spec.num_workers != "auto" and spec.resident == "auto":  # the spec asks for workers: no second opinion
-        rows = [row for row in rows if not row.settings.resident]
-    return rows
+def images_per_second(
+    batches: Iterator[Batch], work: Work | None, device: Device, seconds: float, ahead: int = 0
+) -> float:
+    """Rate over about `seconds`. One batch, and for half the time those `ahead` that lay ready, are not counted."""
+    came = clock()
 
+    def step() -> int:
+        batch = next(batches)
+        if work is not None:
+            work(batch)
+        return len(batch.labels)
 
-def worker_counts() -> list[int]:
-    """0, 1, 2, 4 … up to the CPUs this process may use."""
-    doubling = itertools.takewhile(lambda count: count < cpu_count(), (2**power for power in range(9)))
-    return [0, *doubling, cpu_count()]
-
-
-def shm_refusal(settings: Settings, split: Split, folder: str = SHM) -> str:
-    """Why these workers would die of a full shared memory ('Bus error'), or nothing."""
-    if settings.num_workers == 0 or not Path(folder).is_dir():
-        return ""
-    in_flight = settings.num_workers * ((settings.prefetch_factor or 2) + 1)
-    needed = in_flight * settings.batch_size * (int(np.prod(split.images.shape[1:])) + 8)
-    room = os.statvfs(folder)
-    free = room.f_bavail * room.f_frsize
-    if needed <= free:
-        return ""
-    return f"{folder} has {free / 2**20:.0f} MiB, {needed / 2**20:.0f} are needed: start with --shm-size"
-
-
-def images_per_second(batches: Iterator[Batch], device: Device, budget: float) -> float:
-    """Rate over at most `budget` seconds and 200 batches, after one batch that is not counted."""
-    next(batches)
+    step()
+    while ahead > 0 and clock() - came < seconds / 2:
+        step()
+        ahead -= 1
     device.wait()
-    began, images, counted = time.monotonic(), 0, 0
-    while counted < 200 and (counted < 2 or time.monotonic() - began < budget):  # noqa: PLR2004
-        images += len(next(batches).labels)
-        counted += 1
+    began, images, steps = clock(), 0, 0
+    while steps == 0 or (steps < LONGEST and clock() - came < seconds):
+        images += step()
+        steps += 1
+        if device.kind == "cuda" and steps % 4 == 0:
+            device.wait()  # the clock would else see steps queued, not done
     device.wait()
-    return images / (time.monotonic() - began)
+    return images / max(clock() - began, 1e-9)
 
 
-def reason(speed: float, rate: float) -> str:
+def reason(speed: float, search: Search) -> str:
     """The choice in words."""
+    rate = search.rate
+    if search.work is not None:
+        words = f"trains at {speed:,.0f} images/s, {speed / rate:.0%} of what the network takes from memory"
+        if speed >= NEVER_WAITS * rate:
+            return f"{words}: it never waits"
+        return f"the fastest tried, {words}"
     ratio = speed / rate
-    if ratio >= ENOUGH:
+    if speed >= search.needed:
         return f"brings {speed:,.0f} images/s, {ratio:.1f}× what the network takes: it never waits"
     if ratio >= 1:
         return f"the fastest tried, {speed:,.0f} images/s, {ratio:.1f}× what the network takes"
     return f"the fastest tried, {speed:,.0f} images/s, yet the network could take {rate:,.0f}: loading limits this run"
 
 
-def _in_memory(split: Split, rows: list[Row]) -> bool:
-    """Whether the pixels are in RAM and the resident copy is possible."""
-    return bool(rows) and rows[0].note == "" and not hasattr(foundation(split.images)[0], "filename")
-
-
-def _endless(batches: TrainingBatches) -> Iterator[Batch]:
-    for epoch in itertools.count():
-        yield from batches.epoch(epoch)
+def _speed(row: Row) -> float:
+    return row.images_per_second or 0.0

@@ -159,6 +159,10 @@ class Dataset(Section):
     """What a file that cannot be decoded does: end the run, or be left out and listed in the report."""
     normalize: Normalize | Auto = "auto"
     """Mean and standard deviation taken from the pixels; auto measures the training split."""
+    cache: Literal["auto", False] | Annotated[str, Field(min_length=1)] = "auto"
+    """Folder for one decoded copy of own images, for the next start; auto is $JOB_CACHE_DIR or ~/.cache/gpu-job."""
+    cache_limit: Size | Auto = "auto"
+    """Most disk that all copies together may take; auto is half of what is free."""
 
 
 class Loader(Section):

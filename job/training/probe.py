@@ -37,7 +37,7 @@ def measure(network: Prepared, split: Split, spec: Spec) -> tuple[Prepared, Rate
     part = slice(0, spec.loader.batch_size)
     device = network.device
     batch = Batch(network.pixels(device.tensor(split.images[part])), device.tensor(split.labels[part]))
-    with _trial(network, spec) as learn:
+    with trial(network, spec) as learn:
         device, train = settle_threads(device, spec.train, lambda: rate(_forever(batch), learn, device, BUDGET))
 
     def look(batch: Batch) -> None:
@@ -52,7 +52,7 @@ def measure(network: Prepared, split: Split, spec: Spec) -> tuple[Prepared, Rate
 
 def end_to_end(network: Prepared, batches: TrainingBatches, spec: Spec, budget: float) -> float:
     """Images/s of training as it will be: batches brought, changed and learned from."""
-    with _trial(network, spec) as learn:
+    with trial(network, spec) as learn:
         return rate(_epochs(batches), learn, network.device, budget)
 
 
@@ -73,7 +73,7 @@ def rate(batches: Iterator[Batch], work: Callable[[Batch], None], device: Device
 
 
 @contextlib.contextmanager
-def _trial(network: Prepared, spec: Spec) -> Iterator[Callable[[Batch], None]]:
+def trial(network: Prepared, spec: Spec) -> Iterator[Callable[[Batch], None]]:
     """A step on a copy of the network."""
     device = network.device
     state = State(copy.deepcopy(network.module).train(), spec, device)

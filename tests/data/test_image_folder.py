@@ -1,5 +1,9 @@
 """Own images: every kind that people have, and one clear line for each that cannot be used."""
 
+import os
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from job.data import decode, image_folder
 from job.data.dataset import load, locate
 from job.data.image_folder import read_image
 from job.errors import DataError
@@ -35,6 +40,15 @@ def root(tmp_path: Path) -> Path:
         for number in range(10):
             put(tmp_path / "images" / name / f"{number}.png", picture(100 * label + number))
     return tmp_path / "images"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where copies are kept, empty at first."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    monkeypatch.setenv("JOB_CACHE_DIR", str(folder))
+    return folder
 
 
 def spec(root: Path, **keys: object) -> Dataset:
@@ -277,9 +291,168 @@ def test_a_bomb_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "it has more than 50 pixels" in refusal(root)
 
 
-def test_a_data_set_larger_than_memory_is_mapped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from job.data import image_folder
+@pytest.fixture(params=["kept", "memory", "encoded"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Each place that pixels can be in: keys of the spec, and a machine that leads there."""
+    if request.param == "encoded":
+        monkeypatch.setattr(image_folder, "available_memory", lambda: 100)
+    return {"cache": "auto" if request.param == "kept" else False}
 
-    in_memory = load(spec(root))
+
+def photos(root: Path, size: tuple[int, int] = (50, 40)) -> Path:
+    """Ten JPEGs a class, and one image of every other kind."""
+    for label, name in enumerate(("cat", "dog")):
+        for number in range(10):
+            put(root / name / f"{number}.jpg", picture(100 * label + number, size))
+    put(root / "cat/grey.jpg", picture(900, size, "L"))
+    put(root / "cat/cmyk.jpg", picture(901, size, "CMYK"))
+    put(root / "dog/palette.png", picture(902, size, "P"))
+    put(root / "dog/clear.png", picture(903, size, "RGBA"))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    picture(904, size).save(root / "dog/turned.jpg", exif=exif)
+    return root
+
+
+@pytest.mark.parametrize("resize", [None, 16])
+def test_the_same_pixels_wherever_they_are(tmp_path: Path, way: dict[str, object], resize: int | None) -> None:
+    root = photos(tmp_path / "photos")
+    splits = load(spec(root, resize=resize, **way))
+    plain = load(spec(root, resize=resize, cache=False))
+    for one, other in ((splits.train, plain.train), (splits.test, plain.test)):
+        assert np.array_equal(one.images[:], other.images[:])
+        assert np.array_equal(one.labels, other.labels)
+    facts = ("sha256", "mean", "std", "classes", "notices", "leaked")
+    assert [getattr(splits, fact) for fact in facts] == [getattr(plain, fact) for fact in facts]
+    assert len(splits.notices) == 4
+
+
+def test_the_second_start_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = photos(tmp_path / "photos")
+    first = load(spec(root, resize=16))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(image_folder, "decode", refuse)
+    second = load(spec(root, resize=16, validation=0.2))
+    assert np.array_equal(load(spec(root, resize=16)).train.images[:], first.train.images[:])
+    assert second.validation is not None
+
+
+def test_planning_writes_nothing_and_reads_what_is_kept(root: Path, cache: Path) -> None:
+    load(spec(root), keep=False)
+    assert list(cache.iterdir()) == []
+    load(spec(root))
+    before = sorted(cache.rglob("*"))
+    load(spec(root), keep=False)
+    assert sorted(cache.rglob("*")) == before
+
+
+@pytest.mark.parametrize("change", ["pixels", "content", "time", "new file"])
+def test_another_state_is_another_copy(root: Path, cache: Path, change: str) -> None:
+    before = load(spec(root)).sha256
+    if change == "pixels":
+        [pixels] = cache.rglob("pixels")
+        damaged = bytearray(pixels.read_bytes())
+        damaged[7] ^= 1
+        pixels.write_bytes(damaged)
+    elif change == "content":
+        put(root / "cat/3.png", picture(777))
+    elif change == "time":
+        os.utime(root / "cat/3.png", ns=(1, 1))
+    else:
+        put(root / "cat/99.png", picture(778))
+    again = load(spec(root))
+    assert (again.sha256 == before) == (change in {"pixels", "time"})
+    assert again.sha256 == load(spec(root, cache=False)).sha256
+    words = [notice for notice in again.notices if "was damaged and is made anew: 1 of its 20 images" in notice]
+    assert len(words) == (change == "pixels")
+    assert len([path for path in (cache / "images").iterdir() if path.is_dir()]) == 1, "the older copy is gone"
+    assert load(spec(root)).notices == ()
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    splits = load(spec(root, cache=str(tmp_path / "file/below")))
+    [notice] = splits.notices
+    assert notice.startswith(f"no decoded copy is kept in {tmp_path}/file/below/images (not a directory), so every")
+    assert splits.sha256 == load(spec(root, cache=False)).sha256
+
+
+def test_copies_that_are_too_large_are_not_kept_but_what_they_told_is(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = load(spec(root, cache_limit=1000))
+    assert [path.stat().st_size for path in cache.rglob("pixels")] == [0]
+    monkeypatch.setattr(image_folder, "_survey", None)
+    again = load(spec(root, cache_limit=1000))
+    assert again.sha256 == splits.sha256
+    assert np.array_equal(again.train.images[:], splits.train.images[:])
+
+
+def test_the_copy_used_longest_ago_makes_room(root: Path, cache: Path) -> None:
+    for side, used in ((8, 200), (4, 100)):
+        load(spec(root, resize=side))
+        newest = max((cache / "images").iterdir(), key=lambda path: path.is_dir() and path.stat().st_mtime_ns)
+        os.utime(newest, (used, used))
+    load(spec(root, resize=6, cache_limit=9000))
+    kept = {path.stat().st_size for path in cache.rglob("pixels")}
+    assert kept == {20 * 8 * 8 * 3, 20 * 6 * 6 * 3}
+
+
+def test_two_processes_make_one_copy(root: Path, cache: Path) -> None:
+    code = (
+        "from job.data.dataset import load; from job.spec.schema import Dataset; "
+        f"print(load(Dataset(name='image_folder', root={str(root)!r})).sha256)"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = {process.communicate(timeout=120)[0] for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert printed == {load(spec(root)).sha256 + "\n"}
+    assert len(list(cache.rglob("pixels"))) == 1
+
+
+def test_a_process_killed_while_it_made_a_copy_leaves_none(root: Path, cache: Path) -> None:
+    load(spec(root))
+    [made] = [path for path in (cache / "images").iterdir() if path.is_dir()]
+    (made / "about.json").unlink()
+    made.rename(made.with_name(f".{made.name}.part"))
+    assert load(spec(root)).notices == ()
+    assert made.is_dir()
+    assert not made.with_name(f".{made.name}.part").exists()
+
+
+def test_leaving_early_leaves_no_half_copy(root: Path, cache: Path) -> None:
+    def leave() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(spec(root), poll=leave)
+    assert [path for path in (cache / "images").iterdir() if path.is_dir()] == []
+
+
+def test_a_file_that_goes_bad_later_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_folder, "available_memory", lambda: 100)
-    assert load(spec(root)).sha256 == in_memory.sha256
+    splits = load(spec(root, cache=False))
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"gone")
+    with pytest.raises(DataError, match=r"\.png: it is not an image; it was whole when this data set was first read"):
+        splits.train.images[:3]
+
+
+def test_plain_jpegs_are_those_of_torchvision(tmp_path: Path) -> None:
+    from torchvision.io import ImageReadMode, decode_image
+
+    path = put(tmp_path / "one.jpg", picture(5, (48, 48)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision has announced another decoder
+        expected = decode_image(str(path), ImageReadMode.RGB).permute(1, 2, 0).numpy()
+    assert np.array_equal(read_image(path, 48, 3), expected)
+
+
+def test_without_torchvisions_decoder_pillow_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(tmp_path / "one.jpg", picture(5, (48, 48)))
+    usual = read_image(path, 48, 3)
+    monkeypatch.setattr(decode, "_operator", lambda: None)
+    assert np.abs(read_image(path, 48, 3).astype(int) - usual).max() <= 2
