@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("run", parents=[spec, shown, common], help="the whole job: data, train, evaluate, report")
     verb.add_argument("--run-id", metavar="ID", help="name of the run's folder; an id that exists is resumed")
+    verb.add_argument("--stop-after", metavar="STEPS", type=int, help="save and exit 75 after as many steps")
     verb.set_defaults(verb=run)
     verb = verbs.add_parser("validate", parents=[spec, common], help="check the spec alone")
     verb.set_defaults(verb=validate)
@@ -100,14 +101,14 @@ def run(options: argparse.Namespace) -> int:
     from job.spec.load import load
 
     loaded = load(options.spec, options.set)
-    stop = StopFlag()
-    stop.install()
-    from job import console, pipeline
-    from job.environment import process_seconds
+    with StopFlag(loaded.spec.checkpoint.grace).installed() as stop:
+        from job import console, pipeline
+        from job.environment import process_seconds
 
-    with console.make(options.log_format) as screen:
-        for event in pipeline.job(loaded, options.run_id, stop, time.time() - process_seconds()):
-            screen.show(event)
+        began = time.time() - process_seconds()
+        with console.make(options.log_format) as screen:
+            for event in pipeline.job(loaded, options.run_id, stop, began, options.stop_after):
+                screen.show(event)
     return 0
 
 

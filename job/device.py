@@ -41,6 +41,13 @@ class Device:
     threads: int
     reasons: dict[str, str] = field(default_factory=dict)
 
+    def on_threads(self, count: int) -> "Device":
+        """The same device, computing on so many CPU threads from now on."""
+        import torch
+
+        torch.set_num_threads(count)
+        return replace(self, threads=count)
+
     def tensor(self, value: Any) -> "torch.Tensor":
         """`value` (array or tensor) on the device."""
         import torch

@@ -1,45 +1,89 @@
-"""A wish to stop, from outside: SIGTERM and SIGINT.
+"""A wish to stop, from outside: SIGTERM and SIGINT. A preempted instance sends SIGTERM, too.
 
-Before training there is nothing to lose and the signal ends the run where it is. While training, `deferred()`, it
-sets a flag that the run polls where its state is whole. A second signal ends the process at once; what was saved
-before stays as it is.
+    with StopFlag(grace=90).installed() as stop: …
+
+The first signal sets a flag that the run polls where its state is whole, and starts a clock: when `grace` is over,
+the process ends wherever it is. `at_once()` surrounds what has nothing to lose, such as reading data or compiling:
+there the signal ends it on the spot. A second signal ends the process at once. Whatever was saved before stays.
 """
 
 import contextlib
 import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Self
 
 from job.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+GRACE = 90.0  # seconds
+
+
+class Leave(BaseException):
+    """The signal where nothing can be lost. No `except Exception` on its way takes it for a failure."""
 
 
 class StopFlag:
     """`reason` is None until a stop is wished for."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float = GRACE) -> None:
         self.reason: str | None = None
-        self.waits = False
-
-    def install(self) -> None:
-        """Takes over the signals of this process. Only the main thread may do so."""
-        for number in SIGNALS:
-            signal.signal(number, self._received)
+        self.grace = grace
+        self.at: float | None = None  # when the wish came
+        self.raises = False
+        self.process = os.getpid()
+        self.wished, self.over = threading.Event(), threading.Event()
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """While this lasts a signal only sets the flag."""
-        self.waits = True
+    def installed(self) -> Iterator[Self]:
+        """Takes over the signals of this process meanwhile. Only the main thread may do so."""
+        before = {number: signal.signal(number, self._received) for number in SIGNALS}
+        watch = threading.Thread(target=self._watch, name="grace", daemon=True)
+        watch.start()
         try:
-            yield
+            yield self
         finally:
-            self.waits = False
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.over.set()
+            self.wished.set()
+            watch.join()
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While this lasts a signal raises; so does one that came before. Nothing may be yielded inside."""
+        self.raises = True
+        try:
+            if self.reason is not None:
+                raise Leave
+            yield
+        except Leave:
+            cure = "nothing is lost; run the same id again"
+            raise Interrupted("run", f"{self.reason} where there was nothing to save", cure) from None
+        finally:
+            self.raises = False
+
+    def left(self) -> float | None:
+        """Seconds until the process has to have left; None while nobody wishes it to."""
+        return None if self.at is None else max(self.grace - (time.monotonic() - self.at), 0.0)
 
     def _received(self, number: int, _frame: FrameType | None) -> None:
-        if self.reason is not None:
+        if os.getpid() != self.process:
+            return  # Ctrl-C reaches the worker processes, too: they go on until the run has no more use for them
+        if self.at is not None:
             os._exit(Interrupted.exit_code)  # asked twice: nothing that was written is touched any more
-        self.reason = f"received {signal.Signals(number).name}"
-        if not self.waits:
-            raise Interrupted("run", f"{self.reason} before training began", "nothing is lost; start it again")
+        self.reason, self.at = f"received {signal.Signals(number).name}", time.monotonic()
+        self.wished.set()
+        if self.raises:
+            raise Leave
+
+    def _watch(self) -> None:
+        self.wished.wait()
+        if not self.over.wait(self.grace):
+            sys.stderr.write(f"checkpoint.grace, {self.grace:g} s, is over: leaving without a new checkpoint\n")
+            sys.stderr.flush()
+            os._exit(Interrupted.exit_code)

@@ -114,9 +114,21 @@ def _figures(
         evaluations=estimate.evaluations(spec.train.epochs, spec.train.evaluate_every),
         final_images=len(splits.test.labels) + min(GAP_IMAGES, len(splits.train.labels)) + held,
         evaluate_rate=rates.evaluate,
-        checkpoints=estimate.evaluations(spec.train.epochs, spec.checkpoint.every),
+        checkpoints=_checkpoints(spec, len(splits.train.labels), speed),
         checkpoint_bytes=network.facts.bytes * (COPIES[spec.optimizer.name] + (spec.train.ema is not None)),
     )
+
+
+def _checkpoints(spec: Spec, images: int, speed: float) -> int:
+    every, epochs = spec.checkpoint.every, spec.train.epochs
+    match every:
+        case int():
+            return estimate.evaluations(epochs, every)
+        case str():
+            steps = epochs * -(-images // spec.loader.batch_size)
+            return estimate.evaluations(steps, int(every.split()[0]))
+        case float():
+            return int(epochs * images / speed / every) + 1
 
 
 def describe(made: Plan) -> Iterator[Event]:

@@ -1,10 +1,13 @@
-"""Signals: at once before training, by a flag while it goes on, and without mercy the second time."""
+"""Signals: a flag where there is something to save, at once where there is not, and without mercy the second time."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,35 +17,82 @@ from job.interrupt import SIGNALS, StopFlag
 
 @pytest.fixture
 def flag() -> Iterator[StopFlag]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    made = StopFlag()
-    made.install()
-    yield made
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with StopFlag().installed() as made:
+        yield made
 
 
-def test_before_training_the_signal_ends_the_run(flag: StopFlag) -> None:
-    with pytest.raises(Interrupted, match="received SIGTERM before training began"):
-        os.kill(os.getpid(), signal.SIGTERM)
+def compiles(work: Callable[[], None]) -> None:
+    """As a compiler treats failures inside it: it goes on without."""
+    with contextlib.suppress(Exception):
+        work()
 
 
-def test_while_training_it_is_a_wish(flag: StopFlag) -> None:
-    with flag.deferred():
-        os.kill(os.getpid(), signal.SIGINT)
-        assert flag.reason == "received SIGINT"
+def test_it_is_a_wish(flag: StopFlag) -> None:
+    assert flag.left() is None
+    os.kill(os.getpid(), signal.SIGINT)
+    assert flag.reason == "received SIGINT"
+    left = flag.left()
+    assert left is not None
+    assert 0 < left <= 90
+
+
+def test_with_nothing_to_lose_it_ends_the_run_on_the_spot(flag: StopFlag) -> None:
+    with pytest.raises(Interrupted, match="received SIGTERM where there was nothing to save"), flag.at_once():
+        compiles(lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def test_a_wish_from_before_is_not_forgotten(flag: StopFlag) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    reached = []
+    with pytest.raises(Interrupted), flag.at_once():
+        reached.append(1)
+    assert reached == []
+
+
+def test_afterwards_the_signals_are_whose_they_were() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with StopFlag().installed():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert "grace" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_the_time_left_never_falls_below_zero() -> None:
+    stop = StopFlag(grace=5.0)
+    stop.at = time.monotonic() - 60
+    assert stop.left() == 0.0
+
+
+def program(body: str) -> subprocess.CompletedProcess[str]:
+    begun = "import os, signal, time\nfrom job.interrupt import StopFlag\nme = os.getpid()\n"
+    command = [sys.executable, "-c", begun + body]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_the_second_one_leaves_at_once_with_75() -> None:
-    program = """
-import os, signal
-from job.interrupt import StopFlag
-flag = StopFlag()
-flag.install()
-with flag.deferred():
-    os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGTERM)
-print("still here")
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    ended = program(
+        "with StopFlag().installed():\n"
+        "    os.kill(me, signal.SIGTERM)\n"
+        "    os.kill(me, signal.SIGTERM)\n"
+        "    print('still here')\n"
+    )
     assert (ended.returncode, ended.stdout) == (75, "")
+
+
+def test_when_the_grace_is_over_it_leaves_wherever_it_is() -> None:
+    ended = program("with StopFlag(grace=0.05).installed():\n    os.kill(me, signal.SIGTERM)\n    time.sleep(50)\n")
+    assert (ended.returncode, ended.stdout) == (75, "")
+    assert ended.stderr == "checkpoint.grace, 0.05 s, is over: leaving without a new checkpoint\n"
+
+
+def test_a_worker_process_does_not_mind() -> None:
+    """Ctrl-C reaches the whole group; workers have to bring the batches that the run still waits for."""
+    ended = program(
+        "with StopFlag().installed() as stop, stop.at_once():\n"
+        "    if os.fork() == 0:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        os._exit(7)\n"
+        "    print(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+    )
+    assert (ended.returncode, ended.stdout) == (0, "7\n"), ended.stderr

@@ -1,5 +1,6 @@
 """The whole job on real handwriting: what it leaves behind, how it stops, how it goes on."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,13 +131,21 @@ class StopAfter(StopFlag):
     """Wishes to stop when it has been asked this many times."""
 
     def __init__(self, asked: int) -> None:
-        self.left = asked
-        self.waits = False
+        self.asked = asked
+        super().__init__()
 
     @property
-    def reason(self) -> str | None:  # type: ignore[override]
-        self.left -= 1
-        return "received SIGTERM" if self.left < 0 else None
+    def reason(self) -> str | None:
+        self.asked -= 1
+        return "received SIGTERM" if self.asked < 0 else None
+
+    @reason.setter
+    def reason(self, _: str | None) -> None:
+        """Nobody else's wish counts."""
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        yield
 
 
 @pytest.mark.parametrize("steps", [1, 7, 15, 16, 31, 47, 49])
@@ -201,6 +210,25 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     folder.make()
     with pipeline.locked(folder), pytest.raises(UsageError, match="another process is running this id"):
         run(tmp_path)
+
+
+def test_a_worker_that_outlives_the_run_does_not_hold_its_lock(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.make()
+    told, tell = os.pipe()
+    with pipeline.locked(folder):
+        worker = os.fork()
+        if worker == 0:
+            os.close(tell)
+            os.read(told, 1)  # until the test has ended
+            os._exit(0)
+        os.close(told)
+        descriptor = next(iter(pipeline.LOCKS))
+        linked = Path(f"/proc/{worker}/fd/{descriptor}")
+        assert not linked.exists() or ".lock" not in str(linked.readlink())
+    with pipeline.locked(folder):
+        os.close(tell)
+        os.waitpid(worker, 0)
 
 
 def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint(tmp_path: Path) -> None:

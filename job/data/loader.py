@@ -9,7 +9,7 @@ import contextlib
 import multiprocessing
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -53,6 +53,8 @@ class Batch:
 
     images: Tensor
     labels: Tensor
+    indices: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """While training: places in the split of the step's images, those of all ranks."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,10 @@ class TrainingBatches:
         parts = [self._share(step) for step in range(start, len(self))]
         moves = draw(self.augment, self.shape, self.seed, epoch, order).to(self.device.kind)
         raw = self._brought(order, parts) if self.resident is None else self.resident.cut(order, parts)
-        for part, (images, labels) in zip(parts, raw, strict=True):
-            yield Batch(augment(self.pixels(images), moves.part(part), self.augment.cutout), labels)
+        size = self.settings.batch_size
+        wholes = (slice(step * size, (step + 1) * size) for step in range(start, len(self)))
+        for part, whole, (images, labels) in zip(parts, wholes, raw, strict=True):
+            yield Batch(augment(self.pixels(images), moves.part(part), self.augment.cutout), labels, order[whole])
 
     def close(self) -> None:
         """Ends the worker processes now, not when the garbage collector comes by."""
@@ -222,6 +226,7 @@ def _workers(split: Split, settings: Settings, sampler: _Sampler) -> "DataLoader
             pin_memory=settings.pin_memory,
             prefetch_factor=settings.prefetch_factor,
             persistent_workers=settings.num_workers > 0,
+            generator=torch.Generator(),  # its own: drawing from the process's would change what dropout draws
             multiprocessing_context=fork,
             collate_fn=_whole,  # type: ignore[arg-type]  # __getitems__ has made the batch already
         )

@@ -37,6 +37,11 @@ def parse_duration(value: Any) -> Any:
     return sum(float(number) * SECONDS[unit] for number, unit in parts)
 
 
+def parse_interval(value: Any) -> Any:
+    """A duration with its unit, where a bare number means something else."""
+    return parse_duration(value if isinstance(value, str) else None)
+
+
 def parse_size(value: Any) -> Any:
     """'128MiB', '2GB' → bytes. A bare number is bytes."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -90,6 +95,26 @@ Size = Annotated[
             "minimum": 1,
             "patternErrorMessage": "a size above zero such as 128MiB or 2GiB",
             "examples": ["128MiB", "2GiB"],
+        }
+    ),
+]
+Steps = Annotated[
+    str,
+    Field(
+        pattern=r"^[1-9]\d* steps?$", json_schema_extra={"patternErrorMessage": "a number of steps such as 500 steps"}
+    ),
+]
+Interval = Annotated[
+    float,
+    BeforeValidator(parse_interval),
+    Field(gt=0),
+    PlainSerializer(show_duration),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^(\d+(\.\d+)?(ms|s|m|h|d) *)+$",
+            "patternErrorMessage": "a duration above zero such as 5m",
+            "examples": ["5m", "1h"],
         }
     ),
 ]
@@ -287,12 +312,14 @@ class Stop(Section):
 class Checkpoint(Section):
     """What survives an interruption."""
 
-    every: Annotated[int, Field(ge=1)] = 1
-    """Epochs between two checkpoints."""
+    every: Annotated[int, Field(ge=1)] | Steps | Interval = 1
+    """What lies between two checkpoints: epochs (1), steps ("500 steps") or time ("5m")."""
     keep: Annotated[int, Field(ge=1)] = 3
     """Newest checkpoints kept; the best weights are kept beside them."""
     resume: Literal["auto", "never"] = "auto"
     """auto goes on from the newest whole checkpoint of the same run id."""
+    grace: Duration = 90.0
+    """Most time from SIGTERM or Ctrl-C to the exit; after it the run leaves with the last checkpoint as it is."""
 
 
 class Store(Section):
@@ -319,6 +346,10 @@ class Resources(Section):
     """Wall time after which the run saves a checkpoint and stops, resumable."""
     max_cost: Annotated[float, Field(gt=0)] | None = None
     """US dollars after which it does the same; needs a shape whose price is known."""
+    min_gpu_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Mean share of the time the GPU has to be busy, over utilization_window; below it the run saves and fails."""
+    utilization_window: Duration = 600.0
+    """Training time over which min_gpu_utilization looks back."""
 
 
 class Spec(Section):

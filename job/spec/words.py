@@ -166,7 +166,7 @@ def advice(node: Node, key: str, schema: dict[str, Any]) -> str:
         first = next(iter(_follow(schema).get("properties", {})), "")
         if first in ("name", "uri", "shape"):
             return f"write {key}: {{{first}: {shown(value)}}}"
-    if isinstance(value, bool | int | float) and "string" in types:
+    if isinstance(value, bool | int | float) and "string" in types and not _type(value) & types:
         return f'text goes in quotes: "{shown(node.text)}"'
     return options
 

@@ -2,14 +2,17 @@
 
 checkpoints/step-00000782.pt     torch.save of tensors and plain values: torch.load(weights_only=True) reads it
 checkpoints/latest.json          {"files": [{"file", "sha256", "epoch", "step"}, …]}, newest first
+
+A file that the pointer names is never written over: a kill at any moment leaves what was there.
 """
 
 import contextlib
+import itertools
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -21,6 +24,15 @@ MARGIN = 16 * 2**20  # bytes kept free beyond the checkpoint itself, for the rep
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where in a run: epochs done, mini-batches done in the one under way, mini-batches done since the beginning."""
+
+    epoch: int
+    step: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Restored:
     """A checkpoint that was read, and what was wrong with newer ones."""
 
@@ -29,19 +41,17 @@ class Restored:
     refused: tuple[str, ...]
 
 
-def save(folder: RunFolder, state: dict[str, Any], epoch: int, step: int, total: int, keep: int) -> Path:
-    """Writes a checkpoint, then the pointer, then removes what `keep` no longer covers.
-
-    `total` is the count of steps since the beginning; the file is named by it.
-    """
-    path = folder.checkpoints / f"step-{total:08d}.pt"
+def write(folder: RunFolder, state: dict[str, Any], place: Place, keep: int) -> Path:
+    """Writes a checkpoint, then the pointer, then removes what `keep` no longer covers."""
+    known = _entries(folder)
+    path = _free_name(folder, place, {entry["file"] for entry in known})
     _ensure_room(folder)
     with atomic(path) as file:
-        torch.save(state, file)
-    entry = {"file": path.name, "sha256": sha256(path), "epoch": epoch, "step": step}
-    entries = [entry, *(old for old in _entries(folder) if old["file"] != path.name)]
-    write_json(folder.checkpoints / POINTER, {"files": entries[:keep]})
-    kept = {old["file"] for old in entries[:keep]}
+        _save(state, file)
+    entry = {"file": path.name, "sha256": sha256(path), "epoch": place.epoch, "step": place.step}
+    entries = [entry, *known][:keep]
+    write_json(folder.checkpoints / POINTER, {"files": entries})
+    kept = {old["file"] for old in entries}
     for old in folder.checkpoints.glob("step-*.pt"):
         if old.name not in kept:
             old.unlink(missing_ok=True)
@@ -85,7 +95,26 @@ def read(path: Path) -> dict[str, Any]:
 def save_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
     """A plain state_dict on the CPU, as `torch.save(net.state_dict(), PATH)` leaves it."""
     with atomic(path) as file:
-        torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, file)
+        _save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, file)
+
+
+def _save(state: dict[str, Any], file: IO[bytes]) -> None:
+    """torch.save; a full disk is the operating system's error, not the one that torch makes of it while closing."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def _free_name(folder: RunFolder, place: Place, taken: set[str]) -> Path:
+    """Two states can stand at one step: before and after the evaluation that ends an epoch."""
+    names = (
+        f"step-{place.total:08d}{mark}.pt"
+        for mark in itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    )
+    return folder.checkpoints / next(name for name in names if name not in taken)
 
 
 def _entries(folder: RunFolder) -> list[dict[str, Any]]:

@@ -1,11 +1,12 @@
 """What is watched while training: losses without waiting for the device at each step, and which weights are best."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from job.errors import JobError
 from job.spec.schema import Stop
@@ -44,10 +45,11 @@ class Losses:
         mean, self.window = sum(self.window) / len(self.window), []
         return mean
 
-    def take_epoch(self) -> float:
-        """Mean over the epoch; begins the next."""
-        mean, self.epoch, self.window = sum(self.epoch) / len(self.epoch), [], []
-        return mean
+    def epoch_mean(self) -> float:
+        return sum(self.epoch) / len(self.epoch)
+
+    def next_epoch(self) -> None:
+        self.epoch, self.window = [], []
 
     def to_dict(self) -> dict[str, Any]:
         assert not self.waiting
@@ -63,9 +65,9 @@ def diverged(epoch: int, step: int, lr: float, what: str, kept: str) -> JobError
     return JobError(where, f"{what} (last good checkpoint: {kept})", cure)
 
 
-def refuse_broken(module: nn.Module, epoch: int, step: int, lr: float, kept: str) -> None:
+def refuse_broken(weights: Iterable[Tensor], epoch: int, step: int, lr: float, kept: str) -> None:
     """Weights that are no numbers are never saved over good ones."""
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in module.parameters()):
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights):
         raise diverged(epoch, step, lr, "the weights are not finite", kept)
 
 

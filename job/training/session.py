@@ -1,23 +1,27 @@
 """One training from first step to result: the trainer, what is watched, what is saved, what is chosen."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from job.data.dataset import Split, Splits
 from job.data.images import choose
 from job.data.loader import Settings, TrainingBatches
+from job.device import cpu_count
+from job.errors import UsageError
 from job.events import EpochEnded, RunningLoss
 from job.results.metrics import Metrics, Predictions, measure
 from job.runfolder import RunFolder, write_json
-from job.spec.load import spec_hash
 from job.spec.schema import Spec
-from job.training import checkpoint
+from job.training import checkpoint, identity
+from job.training.checkpoint import Place
 from job.training.evaluate import predict
-from job.training.progress import CHECK_EVERY, Losses, Selection, refuse_broken
+from job.training.progress import CHECK_EVERY, Losses, Selection, copy_of, refuse_broken
+from job.training.saving import Saver, Written
 from job.training.setup import Prepared
 from job.training.trainer import EpochDone, State, StepDone, train
 
@@ -48,8 +52,12 @@ class Session:
         )
         self.state = State(network.module, spec, network.device)
         self.losses, self.selection = Losses(), Selection(spec.stop)
+        self.best: dict[str, Tensor] | None = None  # the weights of the lowest validation loss
         self.history: list[EpochEnded] = []
         self.lr = 0.0
+        self.identity = identity.of(spec, splits, network.device)
+        self.saver = Saver(folder, spec.checkpoint.keep)
+        self.saved: Place | None = None  # where the newest checkpoint stands
 
     def steps(self) -> Iterator[StepDone | EpochDone]:
         return train(self.state, self.batches, self.spec, self.network.device)
@@ -63,16 +71,22 @@ class Session:
             self.losses.read()
         return RunningLoss(done.epoch + 1, done.step, self.losses.take_window()) if due else None
 
-    def epoch_ended(self, done: EpochDone) -> EpochEnded:
-        """Evaluates if it is time, keeps the weights if they are the best, and sums up the epoch."""
+    def epoch_ended(self, done: EpochDone, poll: Callable[[], None] | None = None) -> EpochEnded:
+        """Evaluates if it is time, keeps the weights if they are the best, and sums up the epoch.
+
+        `poll` is called while it evaluates and may raise to leave: `save(unevaluated=done)` then keeps the place.
+        """
         self.losses.read()
-        refuse_broken(self.state.module, done.epoch, len(self.batches), done.lr, self.losses.kept)
-        train_loss, number = self.losses.take_epoch(), done.epoch + 1
+        kept = self.losses.kept
+        refuse_broken(self.state.module.parameters(), done.epoch, len(self.batches), done.lr, kept)
+        train_loss, number = self.losses.epoch_mean(), done.epoch + 1
         due = number % self.spec.train.evaluate_every == 0 or number == self.spec.train.epochs
         name, split = self._watched()
-        seen = self._measure_counting(split) if due and split is not None else None
+        seen = self._measure_counting(split, poll) if due and split is not None else None
+        self.losses.next_epoch()
         if seen is not None and name == "validation" and self.selection.improved(seen.loss, number):
-            checkpoint.save_weights(self.folder.model / "best.pt", self._counting_state())
+            self.best = copy_of(self._counting_state())
+            self.saver.weights(self.folder.model / "best.pt", self.best)
         loss, accuracy = (None, None) if seen is None else (seen.loss, seen.accuracy)
         speed = done.images / max(done.seconds, 1e-9)
         where = None if seen is None else name
@@ -85,29 +99,78 @@ class Session:
     def why_stop(self) -> str | None:
         return self.selection.why_stop
 
-    def save(self) -> Path:
-        """A checkpoint of everything, at this very step."""
+    @property
+    def total(self) -> int:
+        """Mini-batches done since the beginning."""
+        return self.state.epoch * len(self.batches) + self.state.step
+
+    def save(self, unevaluated: EpochDone | None = None) -> list[Written]:
+        """Has a checkpoint of everything written, at this very step or before the evaluation that ends an epoch.
+
+        Returns what has become durable meanwhile. A place that is saved already is not saved again.
+        """
         self.losses.read()
-        refuse_broken(self.state.module, self.state.epoch, self.state.step, self.lr, self.losses.kept)
-        state = {
-            **self.state.to_dict(),
+        state, place = self.state.to_dict(), Place(self.state.epoch, self.state.step, self.total)
+        if unevaluated is not None:
+            place = Place(unevaluated.epoch, len(self.batches), self.total)
+            again = {"epoch": place.epoch, "step": place.step}
+            state |= {**again, "images": unevaluated.images, "seconds": unevaluated.seconds}
+        if place == self.saved:
+            return []
+        self.saved = place
+        state |= {
             "losses": self.losses.to_dict(),
             "selection": self.selection.to_dict(),
+            "best": self.best,
             "history": [asdict(ended) for ended in self.history],
-            "spec_sha256": spec_hash(self.spec),
+            "identity": self.identity,
         }
-        total = self.state.epoch * len(self.batches) + self.state.step
-        keep = self.spec.checkpoint.keep
-        path = checkpoint.save(self.folder, state, self.state.epoch, self.state.step, total, keep)
-        self.losses.kept = str(path)
-        return path
+        names, lr, kept = [name for name, _ in self.state.module.named_parameters()], self.lr, self.losses.kept
 
-    def restore(self, saved: dict[str, Any], path: Path) -> None:
-        self.state.restore(saved)
+        def healthy(copy: dict[str, Any]) -> None:
+            refuse_broken((copy["module"][name] for name in names), place.epoch, place.step, lr, kept)
+
+        return self._kept(self.saver.begin(state, place, healthy))
+
+    def saved_meanwhile(self) -> list[Written]:
+        """Checkpoints that have become durable since it was last asked; raises what went wrong with one."""
+        return self._kept(self.saver.finished())
+
+    def flush(self) -> list[Written]:
+        """The same, once everything is on disk."""
+        return self._kept(self.saver.flush())
+
+    def _kept(self, written: list[Written]) -> list[Written]:
+        if written:
+            self.losses.kept = str(written[-1].path)
+        return written
+
+    def restore(self, saved: dict[str, Any], path: Path) -> list[str]:
+        """Takes over a checkpoint; returns what its reader should know. UsageError where it cannot go on from it."""
+        before = saved.get("identity", {})
+        self._take_threads(before.get("device", {}).get("threads"))
+        notes = identity.compare(before, self.identity, str(path))
+        state = self.state
+        state.restore(saved)
+        if (state.epoch, state.step) > (self.spec.train.epochs, 0):
+            what = f"it stands in epoch {state.epoch + 1}, and train.epochs is {self.spec.train.epochs}"
+            raise UsageError(str(path), what, f"set train.epochs to {state.epoch + 1} or more")
+        self.saved = Place(state.epoch, state.step, self.total)
         self.losses.kept = str(path)
         self.losses.restore(saved["losses"])
         self.selection.restore(saved["selection"])
+        self.best = saved["best"]
         self.history = [EpochEnded(**ended) for ended in saved["history"]]
+        return notes
+
+    def _take_threads(self, threads: int | None) -> None:
+        """Their number was measured; another one would round sums differently."""
+        device = self.network.device
+        if threads is None or threads == device.threads or threads > cpu_count():
+            return
+        why = {**device.reasons, "threads": "those it was begun with"}
+        self.network = replace(self.network, device=replace(device.on_threads(threads), reasons=why))
+        self.identity = identity.of(self.spec, self.splits, self.network.device)
 
     def recorded(self, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl that the restored state has seen."""
@@ -121,11 +184,13 @@ class Session:
     def finish(self, poll: Callable[[], None]) -> Outcome:
         """Chooses the weights, stores them, and reads the test split for the first and only time."""
         module, model = self.state.module, self.folder.model
+        self.flush()
         checkpoint.save_weights(model / "last.pt", module.state_dict())
         weights, epoch = "last" if self.state.ema is None else "ema", self.state.epoch
         module.load_state_dict(self._counting_state())
-        if self._selects and self.selection.epoch is not None:
-            module.load_state_dict(checkpoint.read(model / "best.pt"))
+        if self._selects and self.best is not None and self.selection.epoch is not None:
+            checkpoint.save_weights(model / "best.pt", self.best)  # on another machine only the checkpoint has them
+            module.load_state_dict(self.best)
             weights, epoch = "best", self.selection.epoch
         checkpoint.save_weights(model / "model.pt", module.state_dict())
         self._describe_model(model / "model.json", weights, epoch)
@@ -153,12 +218,12 @@ class Session:
     def _predict(self, split: Split, poll: Callable[[], None] | None = None) -> Predictions:
         return predict(self.state.module, split, self.network.device, self.network.pixels, poll)
 
-    def _measure_counting(self, split: Split) -> Metrics:
+    def _measure_counting(self, split: Split, poll: Callable[[], None] | None) -> Metrics:
         """With the weights that count, which training goes on without."""
         if self.state.ema is None:
-            return self._sum_up(self._predict(split))
+            return self._sum_up(self._predict(split, poll))
         with self.state.ema.applied():
-            return self._sum_up(self._predict(split))
+            return self._sum_up(self._predict(split, poll))
 
     def _sum_up(self, predictions: Predictions) -> Metrics:
         return measure(predictions, self.splits.classes)

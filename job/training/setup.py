@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -15,6 +14,7 @@ from job.device import Device, choose
 from job.models.build import ModelFacts, build, fill, initialise, load_weights, model_facts
 from job.results.metrics import Predictions
 from job.spec.schema import Model, Spec, Train
+from job.training import generators
 from job.training.checkpoint import read
 from job.training.evaluate import predict
 
@@ -33,7 +33,7 @@ class Prepared:
 
 def prepare(spec: Spec, splits: Splits) -> Prepared:
     """Settles the device and builds the network; equal specs and data give equal weights."""
-    torch.manual_seed(stream(spec.train.seed, 0) >> 31)
+    generators.seed(stream(spec.train.seed, 0) >> 31)
     height, width, channels = splits.train.images.shape[1:]
     shape = (channels, height, width)
     module = build(spec.model, shape, len(splits.classes))

@@ -4,17 +4,20 @@
 State is complete: saved there and restored, the remaining steps are the same as if nothing had happened.
 """
 
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from job.data.loader import TrainingBatches
 from job.device import Device
 from job.spec.schema import Spec
+from job.training.generators import generators, set_generators
 from job.training.optim import Ema, learning_rate, make_optimizer
 
 
@@ -28,11 +31,12 @@ class StepDone:
     lr: float
     images: int
     whole: bool  # no gradients are waiting: the state can be saved here
+    waited: float = 0.0  # seconds until its images were there
 
 
 @dataclass(frozen=True)
 class EpochDone:
-    """One pass over the training split."""
+    """One pass over the training split. Images and seconds count those before an interruption, too."""
 
     epoch: int
     lr: float
@@ -50,6 +54,8 @@ class State:
         self.scaler = device.scaler()
         self.epoch = 0  # epochs done
         self.step = 0  # mini-batches done in the epoch under way
+        self.images, self.seconds = 0, 0.0  # of the epoch under way
+        self.seen = b""  # a chain of hashes over the places of all images so far, in their order
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that weights_only loading takes it."""
@@ -60,10 +66,10 @@ class State:
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "random": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
+            "images": self.images,
+            "seconds": self.seconds,
+            "seen": self.seen.hex(),
+            "random": generators(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -73,21 +79,31 @@ class State:
             self.ema.load_state_dict(saved["ema"])
         self.scaler.load_state_dict(saved["scaler"])
         self.epoch, self.step = saved["epoch"], saved["step"]
-        torch.set_rng_state(saved["random"]["cpu"])
-        if torch.cuda.is_available() and saved["random"]["cuda"]:
-            torch.cuda.set_rng_state_all(saved["random"]["cuda"])
+        self.images, self.seconds = saved["images"], saved["seconds"]
+        self.seen = bytes.fromhex(saved["seen"])
+        set_generators(saved["random"])
+
+    def see(self, indices: NDArray[np.int64]) -> None:
+        """Takes the places of a mini-batch's images into the chain: equal chains are equal streams of samples."""
+        self.seen = hashlib.blake2b(self.seen + indices.tobytes(), digest_size=16).digest()
 
 
 def train(state: State, batches: TrainingBatches, spec: Spec, device: Device) -> Iterator[StepDone | EpochDone]:
     """From where the state stands to the last epoch of the spec."""
     forward, criterion = device.compiled(state.module), nn.CrossEntropyLoss(label_smoothing=spec.train.label_smoothing)
     steps = len(batches)
+
+    def rate(step: int) -> float:
+        at = state.epoch * steps + step
+        return learning_rate(at, steps, spec.train.epochs, spec.optimizer.lr, spec.schedule)
+
     while state.epoch < spec.train.epochs:
-        began, images, lr = time.monotonic(), 0, 0.0
+        began = time.monotonic() - state.seconds
         state.module.train()
+        asked = time.monotonic()
         for batch in batches.epoch(state.epoch, state.step):
-            at = state.epoch * steps + state.step
-            lr = learning_rate(at, steps, spec.train.epochs, spec.optimizer.lr, spec.schedule)
+            waited = time.monotonic() - asked
+            lr = rate(state.step)
             with device.autocast():
                 loss = criterion(forward(batch.images), batch.labels)
             share = loss if spec.train.accumulate == 1 else loss / _group_size(state.step, steps, spec.train.accumulate)
@@ -96,11 +112,14 @@ def train(state: State, batches: TrainingBatches, spec: Spec, device: Device) ->
             whole = state.step % spec.train.accumulate == 0 or state.step == steps
             if whole:
                 _update(state, lr, spec.train.clip_grad_norm)
-            images += len(batch.labels)
-            yield StepDone(state.epoch, state.step, loss.detach(), lr, len(batch.labels), whole)
+            state.see(batch.indices)
+            state.images, state.seconds = state.images + len(batch.labels), time.monotonic() - began
+            yield StepDone(state.epoch, state.step, loss.detach(), lr, len(batch.labels), whole, waited)
+            asked = time.monotonic()
         device.wait()
-        state.epoch, state.step = state.epoch + 1, 0
-        yield EpochDone(state.epoch - 1, lr, images, time.monotonic() - began)
+        done = EpochDone(state.epoch, rate(steps - 1), state.images, time.monotonic() - began)
+        state.epoch, state.step, state.images, state.seconds = state.epoch + 1, 0, 0, 0.0
+        yield done
 
 
 def _update(state: State, lr: float, longest: float | None) -> None:

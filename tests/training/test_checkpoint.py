@@ -11,6 +11,7 @@ import torch
 from job.errors import JobError
 from job.runfolder import RunFolder
 from job.training import checkpoint
+from job.training.checkpoint import Place
 
 
 @pytest.fixture
@@ -21,7 +22,8 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def save(folder: RunFolder, total: int, keep: int = 3) -> Path:
-    return checkpoint.save(folder, {"weights": torch.full((4,), float(total)), "epoch": total}, total, 0, total, keep)
+    state = {"weights": torch.full((4,), float(total)), "epoch": total}
+    return checkpoint.write(folder, state, Place(total, 0, total), keep)
 
 
 def test_what_was_saved_is_read_without_running_code(folder: RunFolder) -> None:
@@ -38,6 +40,15 @@ def test_only_the_newest_are_kept(folder: RunFolder) -> None:
     assert sorted(path.name for path in folder.checkpoints.glob("*.pt")) == ["step-00000004.pt", "step-00000005.pt"]
     pointer = json.loads((folder.checkpoints / "latest.json").read_text())
     assert [entry["file"] for entry in pointer["files"]] == ["step-00000005.pt", "step-00000004.pt"]
+
+
+def test_two_states_of_one_step_do_not_share_a_file(folder: RunFolder) -> None:
+    """A kill between the file and the pointer would otherwise leave the old hash beside the new bytes."""
+    first, second = save(folder, 5), save(folder, 5)
+    assert (first.name, second.name) == ("step-00000005.pt", "step-00000005-2.pt")
+    restored = checkpoint.newest(folder)
+    assert restored is not None
+    assert restored.path == second
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "gone"])

@@ -24,7 +24,8 @@ def test_means_over_the_window_and_the_epoch() -> None:
         if number == 2:
             assert losses.take_window() == 1.5
     assert losses.take_window() == 4.5
-    assert losses.take_epoch() == 3.0
+    assert losses.epoch_mean() == 3.0
+    losses.next_epoch()
     assert losses.epoch == losses.window == []
 
 
@@ -43,11 +44,11 @@ def test_the_first_bad_step_is_named(value: float) -> None:
 
 def test_broken_weights_are_not_saved() -> None:
     layer = nn.Linear(2, 2)
-    refuse_broken(layer, 0, 1, 0.1, "a.pt")
+    refuse_broken(layer.parameters(), 0, 1, 0.1, "a.pt")
     with torch.no_grad():
         layer.weight[0, 0] = math.nan
     with pytest.raises(JobError, match=r"the weights are not finite \(last good checkpoint: a\.pt\)"):
-        refuse_broken(layer, 0, 1, 0.1, "a.pt")
+        refuse_broken(layer.parameters(), 0, 1, 0.1, "a.pt")
 
 
 def test_losses_survive_a_checkpoint() -> None:
@@ -57,7 +58,7 @@ def test_losses_survive_a_checkpoint() -> None:
     again.restore(losses.to_dict())
     again.add(step(2, 4.0))
     again.read()
-    assert again.take_epoch() == 3.0
+    assert again.epoch_mean() == 3.0
 
 
 def test_patience_counts_evaluations_without_a_real_fall() -> None:

@@ -30,11 +30,11 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(4 * 4 * 3, 16), nn.Tanh(), nn.Linear(16, 3))
 
 
-def batches(batch_size: int = 4, seed: int = 0) -> TrainingBatches:
+def batches(batch_size: int = 4, seed: int = 0, settings: Settings | None = None) -> TrainingBatches:
     generator = np.random.default_rng(1)
     split = Split(generator.integers(0, 256, (22, 4, 4, 3), dtype=np.uint8), generator.integers(0, 3, 22))
     pixels = Pixels.on(CPU, (0.5,) * 3, (0.5,) * 3)
-    return TrainingBatches(split, Settings(batch_size, resident=True), CPU, pixels, Augment(), seed)
+    return TrainingBatches(split, settings or Settings(batch_size, resident=True), CPU, pixels, Augment(), seed)
 
 
 def trained(wanted: Spec, batch_size: int = 4) -> tuple[State, list[StepDone | EpochDone]]:
@@ -92,6 +92,69 @@ def test_a_state_restored_goes_on_bit_for_bit(stop_after: int) -> None:
     assert through.ema is not None
     for name, tensor in through.ema.averaged().items():
         assert torch.equal(tensor, second.ema.averaged()[name])
+
+
+@pytest.mark.parametrize("workers", [None, 0, 2])
+def test_random_layers_go_on_with_their_numbers(workers: int | None) -> None:
+    """Dropout draws from the process's own generator, which the loader must leave alone."""
+
+    def dropping() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+
+    def brought() -> TrainingBatches:
+        return batches(settings=None if workers is None else Settings(4, False, workers, False, 2 if workers else None))
+
+    torch.manual_seed(0)
+    through, wanted = State(dropping(), spec(), CPU), spec()
+    list(train(through, batches(), wanted, CPU))
+    torch.manual_seed(0)
+    first = State(dropping(), wanted, CPU)
+    for _, _ in zip(range(9), train(first, brought(), wanted, CPU), strict=False):
+        pass
+    saved = first.to_dict()
+    torch.manual_seed(99)
+    second = State(dropping(), wanted, CPU)
+    second.restore(saved)
+    list(train(second, brought(), wanted, CPU))
+    assert equal(second.module, through.module)
+    assert torch.equal(second.to_dict()["random"]["cpu"], through.to_dict()["random"]["cpu"])
+    assert second.seen == through.seen
+
+
+def test_the_samples_seen_tell_another_stream() -> None:
+    first, other = (State(network(), spec(), CPU) for _ in range(2))
+    list(train(first, batches(seed=0), spec(), CPU))
+    list(train(other, batches(seed=1), spec(), CPU))
+    assert first.seen != other.seen
+
+
+def test_an_epoch_resumed_counts_what_came_before() -> None:
+    wanted = spec()
+    first = State(network(), wanted, CPU)
+    for _, _ in zip(range(4), train(first, batches(), wanted, CPU), strict=False):
+        pass
+    first.seconds = 100.0
+    second = State(network(), wanted, CPU)
+    second.restore(first.to_dict())
+    done = next(event for event in train(second, batches(), wanted, CPU) if isinstance(event, EpochDone))
+    assert done.images == 22
+    assert done.seconds > 100
+
+
+def test_an_epoch_whose_steps_are_done_only_ends() -> None:
+    """As it is saved when its evaluation is interrupted."""
+    wanted = spec(schedule={"name": "cosine"})
+    through, events = trained(wanted)
+    state = State(network(), wanted, CPU)
+    for _, _ in zip(range(6), train(state, batches(), wanted, CPU), strict=False):
+        pass
+    again = State(network(), wanted, CPU)
+    again.restore(state.to_dict())
+    first, *_ = train(again, batches(), wanted, CPU)
+    assert isinstance(first, EpochDone)
+    ended = next(event for event in events if isinstance(event, EpochDone))
+    assert (first.epoch, first.lr, first.images) == (ended.epoch, ended.lr, ended.images)
+    assert equal(again.module, through.module)
 
 
 def test_accumulated_gradients_are_those_of_one_large_batch() -> None:

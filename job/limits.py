@@ -1,0 +1,100 @@
+"""What may end a run before its last epoch, asked at every step: a wish from outside, time, money, an idle GPU.
+
+if (leave := limits.leave()) is not None: save, then raise leave
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from job.errors import Interrupted, JobError
+from job.interrupt import StopFlag
+
+SAMPLE_EVERY = 1.0  # seconds between two looks at the GPU
+MUCH = 0.2  # share of the time spent on waiting for images that makes loading the one to blame
+
+
+class Limits:
+    """`deadline` is a Unix time and the key that set it; `after` a number of steps of this process."""
+
+    def __init__(
+        self,
+        run_id: str,
+        stop: StopFlag,
+        deadline: tuple[float, str] | None = None,
+        after: int | None = None,
+        idle: "IdleGpu | None" = None,
+    ) -> None:
+        self.run_id, self.stop, self.deadline, self.left, self.idle = run_id, stop, deadline, after, idle
+
+    def step(self, waited: float) -> None:
+        """One step is done, of which `waited` seconds were spent waiting for its images."""
+        if self.left is not None:
+            self.left -= 1
+        if self.idle is not None:
+            self.idle.step(waited)
+
+    def leave(self) -> JobError | None:
+        """Why to leave after this step, as what is to be raised once everything is saved."""
+        if (wish := self._wish()) is not None:
+            return self._interrupted(wish)
+        if self.left is not None and self.left <= 0:
+            return self._interrupted("--stop-after is reached")
+        return None if self.idle is None else self.idle.leave(self.run_id)
+
+    def poll(self) -> None:
+        """In the middle of an evaluation, where only what cannot wait counts: Interrupted."""
+        if (wish := self._wish()) is not None:
+            raise self._interrupted(wish)
+
+    def _wish(self) -> str | None:
+        if self.stop.reason is not None:
+            return self.stop.reason
+        if self.deadline is not None and time.time() >= self.deadline[0]:
+            return f"{self.deadline[1]} is reached"
+        return None
+
+    def _interrupted(self, reason: str) -> Interrupted:
+        return Interrupted(self.run_id, f"stopped, {reason}", f"go on with --run-id {self.run_id}")
+
+
+class IdleGpu:
+    """resources.min_gpu_utilization: the mean of the GPU's busy share over a window of training time.
+
+    It fails the run rather than interrupting it: whoever resumes interrupted runs by themselves would pay for the
+    same idle GPU again.
+    """
+
+    def __init__(
+        self, least: float, window: float, busy: Callable[[], float], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.least, self.window, self.busy, self.clock = least, window, busy, clock
+        self.samples: deque[tuple[float, float, float]] = deque()  # time, busy share, seconds waited since the last
+        self.began = self.due = clock()
+        self.waited = 0.0
+
+    def step(self, waited: float) -> None:
+        self.waited += waited
+        now = self.clock()
+        if now < self.due:
+            return
+        self.due = now + SAMPLE_EVERY
+        self.samples.append((now, self.busy(), self.waited))
+        self.waited = 0.0
+        while self.samples[0][0] < now - self.window:
+            self.samples.popleft()
+
+    def leave(self, run_id: str) -> JobError | None:
+        """Judges once the window has passed; evaluations and pauses of the training are no samples."""
+        if not self.samples or self.samples[-1][0] - self.began < self.window:
+            return None
+        mean = sum(busy for _, busy, _ in self.samples) / len(self.samples)
+        if mean >= self.least:
+            return None
+        waited = sum(seconds for _, _, seconds in self.samples) / self.window
+        what = (
+            f"the GPU was busy {mean:.0%} of the last {self.window:g} s, less than resources.min_gpu_utilization "
+            f"{self.least:.0%}; {min(waited, 1):.0%} of that time the training waited for images"
+        )
+        cure = "raise loader.num_workers" if waited > MUCH else "raise loader.batch_size"
+        return JobError(run_id, what, f"{cure}, or take a smaller shape; go on with --run-id {run_id}")
