@@ -88,6 +88,12 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("run", metavar="RUN", help="oci://BUCKET@NAMESPACE/PREFIX/RUN")
     verb.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", help="default: the run's id")
     verb.set_defaults(verb=fetch)
+    verb = verbs.add_parser(
+        "verify-resume", parents=[spec, shown, common], help="is a run that was interrupted what it would have been?"
+    )
+    verb.add_argument("--whole", action="store_true", help="the spec as it is, not a shortened one")
+    verb.add_argument("--seed", type=int, help="draws the step; default: another one each time")
+    verb.set_defaults(verb=verify_resume)
     verb = verbs.add_parser("doctor", parents=[common], help="check this machine, a line each, with the cure")
     verb.add_argument("spec", metavar="SPEC", nargs="?", help="also check what this spec needs")
     verb.set_defaults(verb=doctor)
@@ -199,6 +205,16 @@ def fetch(options: argparse.Namespace) -> int:
     for count, name in enumerate(runs.fetch(options.run, target), 1):  # noqa: B007 - the last one is the count
         print(f"fetched {name}")
     print(f"{target}: {count} files fetched")
+    return 0
+
+
+def verify_resume(options: argparse.Namespace) -> int:
+    from job import console, verification
+    from job.spec.load import load
+
+    with console.make(options.log_format) as screen:
+        for event in verification.verify(load(options.spec, options.set), options.whole, options.seed):
+            screen.show(event)
     return 0
 
 

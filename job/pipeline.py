@@ -61,9 +61,7 @@ def upload(folder: RunFolder) -> Iterator[Event]:
         yield from finished(delivery)
 
 
-def _work(
-    loaded: Loaded, folder: RunFolder, stop: StopFlag, began: float, stop_after: int | None
-) -> Iterator[Event]:
+def _work(loaded: Loaded, folder: RunFolder, stop: StopFlag, began: float, stop_after: int | None) -> Iterator[Event]:
     """All of it but the upload."""
     if is_complete(folder):
         yield Note(f"Run {folder.id} is complete: {folder.report('html')}")

@@ -92,6 +92,14 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of checkpoints are equal to the last bit; NaN is equal to NaN."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        alike = (one.shape, one.dtype) == (other.shape, other.dtype)
+        return alike and bool(torch.equal(_bytes(one), _bytes(other)))
+    return type(one) is type(other) and bool(one == other)
+
+
 def save_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
     """A plain state_dict on the CPU, as `torch.save(net.state_dict(), PATH)` leaves it."""
     with atomic(path) as file:
@@ -115,6 +123,10 @@ def _free_name(folder: RunFolder, place: Place, taken: set[str]) -> Path:
         for mark in itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
     )
     return folder.checkpoints / next(name for name in names if name not in taken)
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
 
 
 def _entries(folder: RunFolder) -> list[dict[str, Any]]:
