@@ -224,23 +224,25 @@ def _take(split: Split, chosen: NDArray[np.int64]) -> Split:
 
 def _leaked(raw: _Raw) -> int:
     """Test images whose very pixels are also trained or chosen on: found by checksum, then compared."""
-    known: dict[int, list[tuple[Images, int]]] = {}
-    for part in (raw.train, raw.validation):
-        if part is not None:
-            for place, check in enumerate(_checks(part.images, raw)):
-                known.setdefault(check, []).append((part.images, place))
-    test = raw.test.images
+    test, known = raw.test.images, [part.images for part in (raw.train, raw.validation) if part is not None]
+    checks, known_checks = _checks(test, raw), [_checks(images, raw) for images in known]
+    suspects = np.flatnonzero(np.isin(checks, np.concatenate(known_checks)))
     return sum(
-        any(np.array_equal(test[place], images[other]) for images, other in known.get(check, ()))
-        for place, check in enumerate(_checks(test, raw))
+        any(
+            np.array_equal(test[place], images[other])
+            for images, others in zip(known, known_checks, strict=True)
+            for other in np.flatnonzero(others == checks[place])
+        )
+        for place in suspects
     )
 
 
-def _checks(images: Images, raw: _Raw) -> list[int]:
+def _checks(images: Images, raw: _Raw) -> NDArray[np.uint32]:
+    """CRC-32 of each image's pixels."""
     if raw.table is not None:
-        checks: list[int] = _rows(images, raw.table)["check"].tolist()
-        return checks
-    return [zlib.crc32(image.data) for chunk in _chunks(images) for image in chunk]
+        return np.asarray(_rows(images, raw.table)["check"], np.uint32)
+    found = (zlib.crc32(image.data) for chunk in _chunks(images) for image in chunk.reshape(len(chunk), -1))
+    return np.fromiter(found, np.uint32, len(images))
 
 
 def _rows(images: Images, table: NDArray[np.void]) -> NDArray[np.void]:

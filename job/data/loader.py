@@ -22,6 +22,7 @@ from job.data.dataset import Split
 from job.data.draws import stream
 from job.data.images import foundation
 from job.device import Device
+from job.errors import JobError
 from job.spec.schema import Augment
 
 EVALUATION_BATCH = 512  # images; larger ones no longer help the CPU, and a GPU has room for them
@@ -154,7 +155,7 @@ class TrainingBatches:
         self.sampler.batches = [order[part].tolist() for part in parts]
         with _quiet():
             brought = iter(self.workers)
-        return self.device.ahead(brought)
+        return self.device.ahead(_whole_batches(brought))
 
 
 class _Resident:
@@ -201,21 +202,42 @@ class _Sampler:
         return len(self.batches)
 
 
-class _Images(Dataset[tuple[Tensor, Tensor]]):
+Brought = tuple[Tensor, Tensor] | JobError  # an error crosses from a worker as a value: raised there it loses its parts
+
+
+def _whole_batches(brought: Iterator[Brought]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the workers brought; a JobError for a file that went bad, and for a worker that was killed."""
+    try:
+        for batch in brought:
+            if isinstance(batch, JobError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        why = " ".join(str(error).split())
+        cure = "give the container more memory and /dev/shm (--shm-size), or set loader.num_workers: 0"
+        raise JobError("loader.num_workers", f"a worker process ended: {why}", cure) from error
+
+
+class _Images(Dataset[Brought]):
     """What a worker does: bring one batch as uint8, so that little is sent."""
 
     def __init__(self, split: Split) -> None:
         self.images, self.labels = split.images, split.labels
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(self.images[indices]), torch.from_numpy(self.labels[indices])
+    def __getitems__(self, indices: list[int]) -> Brought:
+        try:
+            return torch.from_numpy(self.images[indices]), torch.from_numpy(self.labels[indices])
+        except JobError as error:
+            return error
 
 
-def _whole(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _whole(batch: Brought) -> Brought:
     return batch
 
 
-def _workers(split: Split, settings: Settings, sampler: _Sampler) -> "DataLoader[tuple[Tensor, Tensor]]":
+def _workers(split: Split, settings: Settings, sampler: _Sampler) -> "DataLoader[Brought]":
     # fork shares the decoded array with the workers without a copy; they touch numpy and CPU tensors only
     fork = multiprocessing.get_context("fork") if settings.num_workers else None
     with _quiet():

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import pickle
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from job.errors import DataError
 
+THREADS = 2  # reading, hashing and copying a file each; more take more memory and are no faster
 Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]  # (N, H, W, C) and (N,)
 
 
@@ -106,15 +108,14 @@ def read(name: str, root: Path) -> tuple[Labelled, Labelled, tuple[str, ...]]:
     """Training and test images with their labels, and the class names. DataError for a missing or damaged file."""
     official = OFFICIAL[name]
     folder = root / official.folder
-    reader = _read_cifar if name.startswith("cifar") else _read_idx
-    with ThreadPoolExecutor(4) as pool:  # hashing and copying let go of the interpreter's lock
-        read_all = pool.map(lambda file: _whole(folder, file, official), official.files)
-        contents = dict(zip(official.files, read_all, strict=True))
-    train = reader([contents[file] for file in official.train if file != "meta"])
-    test = reader([contents[file] for file in official.test])
+    if name.startswith("cifar"):
+        train, test = (_read_cifar(folder, files, official) for files in (official.train, official.test))
+    else:
+        train, test = (_read_idx(folder, files, official) for files in (official.train, official.test))
     classes = official.classes
     if not classes:
-        classes = tuple(str(label) for label in _unpickle(contents["meta"])["fine_label_names"])
+        names = _unpickle(_whole(folder, "meta", official))["fine_label_names"]
+        classes = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
     return train, test, classes
 
 
@@ -147,24 +148,33 @@ def _unpacked(path: Path, cure: str) -> bytes:
     return content
 
 
-def _read_cifar(contents: list[bytes]) -> Labelled:
-    """CIFAR's pickles: 'data' (N, 3072) uint8, channel by channel, and 'labels' or 'fine_labels'."""
-    parts = [_unpickle(content) for content in contents]
-    images = np.empty((sum(len(part["data"]) for part in parts), 32, 32, 3), np.uint8)
-    start = 0
-    for part in parts:
-        pixels = part["data"].reshape(-1, 3, 32, 32)
-        images[start : start + len(pixels)] = pixels.transpose(0, 2, 3, 1)
-        start += len(pixels)
-    labels = [np.asarray(part["labels" if "labels" in part else "fine_labels"], np.int64) for part in parts]
-    return images, np.concatenate(labels)
+def _read_cifar(folder: Path, files: Iterable[str], official: Official) -> Labelled:
+    """CIFAR's pickles: 'data' (N, 3072) uint8, channel by channel, and 'labels' or 'fine_labels'.
+
+    Hashing and copying let go of the interpreter's lock. Each file's pixels go when they are copied: CIFAR-10 takes
+    little more memory than its images.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        named = [file for file in files if file != "meta"]
+        parts = list(pool.map(lambda file: _unpickle(_whole(folder, file, official)), named))
+        ends = np.cumsum([len(part["data"]) for part in parts]).tolist()
+        images = np.empty((ends[-1], 32, 32, 3), np.uint8)
+
+        def place(number: int) -> NDArray[np.int64]:
+            part, end = parts[number], ends[number]
+            pixels = part.pop("data").reshape(-1, 3, 32, 32)
+            images[end - len(pixels) : end] = pixels.transpose(0, 2, 3, 1)
+            return np.asarray(part["labels" if "labels" in part else "fine_labels"], np.int64)
+
+        return images, np.concatenate(list(pool.map(place, range(len(parts)))))
 
 
-def _read_idx(contents: list[bytes]) -> Labelled:
+def _read_idx(folder: Path, files: Iterable[str], official: Official) -> Labelled:
     """MNIST's format: images with a header of 16 bytes, labels with one of 8."""
-    count, height, width = np.frombuffer(contents[0][4:16], ">u4").tolist()
-    images = np.frombuffer(contents[0], np.uint8, offset=16).reshape(count, height, width, 1).copy()  # may be written
-    return images, np.frombuffer(contents[1], np.uint8, offset=8).astype(np.int64)
+    pixels, labels = (_whole(folder, file, official) for file in files)
+    count, height, width = np.frombuffer(pixels[4:16], ">u4").tolist()
+    images = np.frombuffer(pixels, np.uint8, offset=16).reshape(count, height, width, 1).copy()  # may be written
+    return images, np.frombuffer(labels, np.uint8, offset=8).astype(np.int64)
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -187,5 +197,6 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _unpickle(content: bytes) -> dict[str, Any]:
-    loaded: dict[str, Any] = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
-    return loaded
+    """Python 2's strings as bytes: as text, the pixels would be decoded and encoded again."""
+    loaded = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+    return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in loaded.items()}

@@ -1,16 +1,25 @@
 """Batches do not depend on how they are brought, and every image comes exactly once an epoch."""
 
+import os
+import signal
+from pathlib import Path
+from typing import NoReturn
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from job.data.dataset import Split
+from job.data import image_folder
+from job.data.dataset import Split, load
+from job.data.decode import Encoded
 from job.data.draws import stream
-from job.data.images import choose
+from job.data.images import choose, foundation
 from job.data.loader import Pixels, Settings, TrainingBatches, in_order
 from job.device import Device
-from job.spec.schema import Augment
+from job.errors import DataError, JobError
+from job.spec.schema import Augment, Dataset
 
 COUNT = 53
 CPU = Device("cpu", "test", "fp32", compile=False, channels_last=True, threads=1)
@@ -52,6 +61,63 @@ def test_workers_change_nothing(split: Split, workers: int) -> None:
     brought = batches(split, Settings(8, resident=False, num_workers=workers, prefetch_factor=prefetch))
     for number in (0, 1):
         assert same(epoch(resident, number), epoch(brought, number))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Two classes of twelve JPEGs, two of which are no plain ones."""
+    generator = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(12):
+            image = Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8))
+            image.convert("L" if number == 3 else "RGB").save(tmp_path / "images" / label / f"{number}.jpg")
+    return tmp_path / "images"
+
+
+def own(files: Path, **keys: object) -> Split:
+    return load(Dataset.model_validate({"name": "image_folder", "root": str(files), **keys})).train
+
+
+@pytest.mark.parametrize("resize", [None, 12])
+def test_files_give_the_same_batches_however_they_are_kept(
+    files: Path, monkeypatch: pytest.MonkeyPatch, resize: int | None
+) -> None:
+    """Kept on disk and resident, in memory, mapped and brought by workers, decoded at each use by 0 to 4 workers."""
+    kept, memory = own(files, resize=resize), own(files, resize=resize, cache=False)
+    monkeypatch.setattr(image_folder, "available_memory", lambda: 100)
+    encoded = own(files, resize=resize, cache=False)
+    assert isinstance(foundation(encoded.images)[0], Encoded)
+    expected = epoch(batches(kept, RESIDENT), 1)
+    ways = [(memory, RESIDENT), (kept, Settings(8, False, 2, prefetch_factor=2))]
+    ways += [(encoded, Settings(8, False, count, prefetch_factor=2 if count else None)) for count in (0, 1, 2, 4)]
+    for split, settings in ways:
+        made = batches(split, settings)
+        assert same(epoch(made, 1), expected)
+        made.close()
+
+
+def test_a_file_that_goes_bad_is_told_through_the_worker(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_folder, "available_memory", lambda: 100)
+    split = own(files, cache=False)
+    for path in files.rglob("*.jpg"):
+        path.write_bytes(b"gone")
+    made = batches(split, Settings(8, False, 1, prefetch_factor=2))
+    with pytest.raises(DataError, match=r"\.jpg: it is not an image; it was whole when"):
+        next(made.epoch(0))
+    made.close()
+
+
+def test_a_worker_that_is_killed_is_one_line(split: Split) -> None:
+    class Killing(np.ndarray):
+        def __getitem__(self, place: object) -> NoReturn:
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError
+
+    made = batches(Split(split.images[:].view(Killing), split.labels), Settings(8, False, 1, prefetch_factor=2))
+    with pytest.raises(JobError, match=r"^loader\.num_workers: a worker process ended: .*(killed|exited)") as caught:
+        next(made.epoch(0))
+    assert "\n" not in str(caught.value)
 
 
 def test_every_image_once_in_another_order_each_epoch(split: Split) -> None:

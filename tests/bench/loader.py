@@ -1,0 +1,126 @@
+"""The tuner's choice of loader settings against the best of all settings, each measured at length.
+
+    python tests/bench/loader.py [--data FOLDER] [--seconds 1.5] [--repeat 3] [--json FILE]
+
+Three kinds of data: CIFAR-10 in memory, the JPEG folder of folder.py resized to 64 from its kept copy, and the same
+decoded at each use, as a folder too large for memory and disk is. Speed is images/s of training small_cnn.
+Bars: choice ÷ best ≥ 0.95, tuning within its budget.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from photos import folder  # type: ignore[import-not-found]
+
+from job.data import image_folder, tuning
+from job.data.candidates import PREFETCHES, worker_counts
+from job.data.dataset import load
+from job.data.loader import Batch, Settings, TrainingBatches
+from job.device import cpu_count, cpu_name
+from job.spec.load import parse
+from job.spec.schema import Spec
+from job.training import probe
+from job.training.setup import prepare
+
+BAR = 0.95
+SPEC = """
+name: bench
+dataset: {DATASET}
+model: {name: small_cnn}
+loader: {batch_size: 128}
+augment: {flip: true, crop_padding: 2}
+train: {epochs: 1000}
+"""
+
+
+def main() -> int:
+    options = arguments()
+    if options.data is None or not (Path(options.data) / "cifar-10-batches-py/test_batch").is_file():
+        print("skipped: needs CIFAR-10 (cifar-10-batches-py) in --data or JOB_DATA_ROOT")
+        return 0
+    photos = folder(Path(options.data), options.images)
+    kinds = {
+        "in memory": f"{{name: cifar10, root: {options.data}}}",
+        "kept copy": f"{{name: image_folder, root: {photos}, resize: 64}}",
+        "decoded at each use": f"{{name: image_folder, root: {photos}, resize: 64, cache: false}}",
+    }
+    print(f"{cpu_name()}, {cpu_count()} CPUs, images/s of training small_cnn, medians of {options.repeat}")
+    found = {kind: compare(kind, SPEC.replace("{DATASET}", dataset), options) for kind, dataset in kinds.items()}
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    missed = [kind for kind, row in found.items() if row["ratio"] < BAR or row["seconds"] > row["budget"]]
+    for kind in missed:
+        print(f"{kind}: MISSED")
+    return 1 if missed else 0
+
+
+def compare(kind: str, text: str, options: argparse.Namespace) -> dict[str, float]:
+    """Tunes once, then measures everything, alternately; prints the table."""
+    spec = parse(text, "bench").spec
+    part = image_folder.MEMORY_PART
+    image_folder.MEMORY_PART = 0.0 if kind == "decoded at each use" else part
+    splits = load(spec.dataset)
+    image_folder.MEMORY_PART = part
+    network, rates = probe.measure(prepare(spec, splits), splits.train, spec)
+    device, split = network.device, splits.train
+    rate = rates.train
+    began = time.perf_counter()
+    with probe.trial(network, spec) as learn:
+        chosen = tuning.choose(
+            split, spec.loader, spec.augment, device, network.pixels, rate, spec.train, work=learn
+        ).settings
+    seconds = time.perf_counter() - began
+    settings = everything(kind, spec)
+    speeds: dict[Settings, list[float]] = {setting: [] for setting in settings}
+    with probe.trial(network, spec) as learn:
+        for _ in range(options.repeat):
+            for setting in settings:
+                batches = TrainingBatches(split, setting, device, network.pixels, spec.augment, 0)
+                ahead = setting.num_workers * (setting.prefetch_factor or 0)
+                speed = tuning.images_per_second(forever(batches), learn, device, options.seconds, ahead)
+                batches.close()
+                speeds[setting].append(speed)
+    medians = {setting: statistics.median(values) for setting, values in speeds.items()}
+    best = max(medians, key=lambda setting: medians[setting])
+    print(f"\n{kind}: tuned in {seconds:.1f} of {spec.loader.tune_budget:g} s, the network alone {rate:,.0f} images/s")
+    for setting, median in medians.items():
+        mark = " chosen" * (setting == chosen) + " best" * (setting == best)
+        print(f"  {setting!s:24} {median:9,.0f}{mark}")
+    ratio = medians[chosen] / medians[best]
+    print(f"  chosen ÷ best {ratio:.3f}, bar {BAR}", flush=True)
+    return {"ratio": ratio, "seconds": seconds, "budget": spec.loader.tune_budget, "best": medians[best]}
+
+
+def everything(kind: str, spec: Spec) -> list[Settings]:
+    size = spec.loader.batch_size
+    resident = [] if kind == "decoded at each use" else [Settings(size, resident=True)]
+    workers = [count for count in worker_counts() if count]
+    grid = [Settings(size, False, count, False, factor) for count in workers for factor in PREFETCHES]
+    return [*resident, Settings(size, False), *grid]
+
+
+def forever(batches: TrainingBatches) -> Iterator[Batch]:
+    epoch = 0
+    while True:
+        yield from batches.epoch(epoch)
+        epoch += 1
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="The tuner's choice against an exhaustive sweep.")
+    parser.add_argument("--data", type=Path, default=os.environ.get("JOB_DATA_ROOT"), help="default: $JOB_DATA_ROOT")
+    parser.add_argument("--images", type=int, default=20_000, metavar="N", help="JPEGs to make and read")
+    parser.add_argument("--seconds", type=float, default=1.5, metavar="S", help="for each measurement of the sweep")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds of the sweep; default 3")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
