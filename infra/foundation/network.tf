@@ -125,8 +125,9 @@ resource "oci_core_network_security_group_security_rule" "internet" {
   }
 }
 
-# Nodes of a run join this group as well. Rendezvous has a fixed port, but NCCL and gloo pick theirs from the
-# ephemeral range, so the rule is TCP among members; members are nodes of runs and nothing else.
+# Nodes of a run join this group as well. Rendezvous has a fixed port, NCCL and gloo pick theirs from Linux's ephemeral
+# range (32768 to 60999), so the rules are TCP from 29400 to 60999 among members, who are nodes of runs and nothing else.
+# Both directions are named, so nothing has to be tracked.
 resource "oci_core_network_security_group" "nodes" {
   compartment_id = var.compartment_ocid
   vcn_id         = oci_core_vcn.this.id
@@ -141,6 +142,7 @@ resource "oci_core_network_security_group_security_rule" "between_nodes" {
   description               = "Nodes of a run among themselves"
   direction                 = each.key
   protocol                  = "6"
+  stateless                 = true
   source                    = each.key == "INGRESS" ? oci_core_network_security_group.nodes.id : null
   source_type               = each.key == "INGRESS" ? "NETWORK_SECURITY_GROUP" : null
   destination               = each.key == "EGRESS" ? oci_core_network_security_group.nodes.id : null
@@ -148,8 +150,8 @@ resource "oci_core_network_security_group_security_rule" "between_nodes" {
 
   tcp_options {
     destination_port_range {
-      min = 1024
-      max = 65535
+      min = 29400
+      max = 60999
     }
   }
 }

@@ -1,6 +1,7 @@
 # The instances of one run. Applied once: an instance that ended itself would be made anew by the next plan.
 
 resource "oci_core_instance" "node" {
+  # checkov:skip=CKV_OCI_4: set at the top level below; the field in launch_options, which it looks at, is deprecated
   count = var.nodes
 
   availability_domain = local.choice.availability_domain
@@ -41,6 +42,7 @@ resource "oci_core_instance" "node" {
     are_legacy_imds_endpoints_disabled = true
   }
 
+  # Bare metal has no paravirtualized disk to encrypt the way to.
   is_pv_encryption_in_transit_enabled = startswith(local.choice.shape, "VM.")
 
   # After a host failure the machine comes back and the job resumes; a stopped GPU machine would cost the same.

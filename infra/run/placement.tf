@@ -8,46 +8,36 @@ data "oci_identity_availability_domains" "all" {
 
 locals {
   domains = data.oci_identity_availability_domains.all.availability_domains[*].name
-  asked   = var.availability_domain == null ? toset(local.domains) : toset([])
+  asked = var.availability_domain != null ? [] : [
+    for pair in setproduct(local.candidates, local.domains) : { shape = pair[0], availability_domain = pair[1] }
+  ]
 }
 
 resource "oci_core_compute_capacity_report" "this" {
-  for_each = local.asked
+  for_each = { for each in local.asked : "${each.shape} in ${each.availability_domain}" => each }
 
-  availability_domain = each.key
+  availability_domain = each.value.availability_domain
   compartment_id      = var.tenancy_ocid
 
-  dynamic "shape_availabilities" {
-    for_each = local.candidates
+  shape_availabilities {
+    instance_shape = each.value.shape
+    fault_domain   = var.fault_domain
 
-    content {
-      instance_shape = shape_availabilities.value
-      fault_domain   = var.fault_domain
+    dynamic "instance_shape_config" {
+      for_each = endswith(each.value.shape, ".Flex") ? [1] : []
 
-      dynamic "instance_shape_config" {
-        for_each = endswith(shape_availabilities.value, ".Flex") ? [1] : []
-
-        content {
-          ocpus         = var.ocpus
-          memory_in_gbs = var.memory_gb
-        }
+      content {
+        ocpus         = var.ocpus
+        memory_in_gbs = var.memory_gb
       }
     }
   }
 }
 
 locals {
-  offers = flatten([
-    for shape in local.candidates : [
-      for domain in local.domains : [
-        for each in oci_core_compute_capacity_report.this[domain].shape_availabilities : {
-          shape               = shape
-          availability_domain = domain
-          status              = each.availability_status
-        } if each.instance_shape == shape
-      ]
-    ] if var.availability_domain == null
-  ])
+  offers = [for each in local.asked : merge(each, {
+    status = oci_core_compute_capacity_report.this["${each.shape} in ${each.availability_domain}"].shape_availabilities[0].availability_status
+  })]
   fallback = {
     shape               = var.shape
     availability_domain = coalesce(var.availability_domain, local.domains[0])

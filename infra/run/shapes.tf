@@ -17,12 +17,11 @@ locals {
   no_rdma      = [for name in local.candidates : name if try(local.table[name].rdma_gbps, 0) == 0]
 
   # Code for sm_86 runs on every sm_8x from 86 up, so 89 runs it and 90 does not.
-  image_levels = [for arch in var.image_arches : tonumber(trimprefix(arch, "sm_"))]
+  levels       = { for name, shape in local.known : name => tonumber(trimprefix(shape.arch, "sm_")) if startswith(shape.arch, "sm_") }
+  image_levels = [for arch in var.image_arches : try(tonumber(trimprefix(arch, "sm_")), 0)]
   cannot_run = [
-    for name, shape in local.known : "${name} (${shape.gpu}, ${shape.arch})" if startswith(shape.arch, "sm_") && !anytrue([
-      for level in local.image_levels :
-      floor(level / 10) == floor(tonumber(trimprefix(shape.arch, "sm_")) / 10) && level <= tonumber(trimprefix(shape.arch, "sm_"))
-    ])
+    for name, level in local.levels : "${name} (${local.known[name].gpu}, ${local.known[name].arch})"
+    if !anytrue([for code in local.image_levels : floor(code / 10) == floor(level / 10) && code <= level])
   ]
 
   # NVIDIA's minor version compatibility: CUDA 13 needs branch 580, CUDA 12 needs 525.

@@ -248,7 +248,7 @@ variable "shape_fallbacks" {
 
   validation {
     condition     = length(var.shape_fallbacks) <= 9
-    error_message = "shape_fallbacks are nine at most: a capacity report takes ten shapes."
+    error_message = "shape_fallbacks are nine at most: each is asked for in every availability domain."
   }
 }
 
@@ -316,8 +316,8 @@ variable "rendezvous_port" {
   default     = 29400
 
   validation {
-    condition     = var.rendezvous_port >= 1024 && var.rendezvous_port <= 65535
-    error_message = "rendezvous_port lies between 1024 and 65535, which nodes may use among themselves."
+    condition     = var.rendezvous_port >= 29400 && var.rendezvous_port <= 60999
+    error_message = "rendezvous_port lies between 29400 and 60999: the foundation lets nodes use those among themselves."
   }
 }
 
