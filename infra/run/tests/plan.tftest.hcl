@@ -70,6 +70,7 @@ run "domain_and_fault_domain_are_taken" {
   command = plan
   variables {
     availability_domain = "Uocm:EU-FRANKFURT-1-AD-2"
+    fault_domain        = "FAULT-DOMAIN-3"
   }
   assert {
     condition     = oci_core_instance.node[0].availability_domain == "Uocm:EU-FRANKFURT-1-AD-2" && oci_core_instance.node[0].fault_domain == "FAULT-DOMAIN-3" && length(oci_core_compute_capacity_report.this) == 0
