@@ -58,7 +58,7 @@ arm() {
 }
 
 boot() {
-  trap '[[ $? == 0 ]] || { because "boot failed in phase $(recall "$STATE/phase")"; systemctl start --no-block gpu-job-end.service; }' EXIT
+  trap '[[ $? == 0 ]] || because "boot failed in phase $(recall "$STATE/phase")"' EXIT # the unit's OnFailure does the rest
   now >"$STATE/booted"
   phase prepare
   mask_updates

@@ -1,0 +1,167 @@
+"""An instance without a machine: the files that cloud-init lays down, run by bash with stand-ins for what it calls.
+
+The scripts are the real ones out of rendered user data. PATH holds the stand-ins and a few tools of the system, no more.
+systemd is played here by the rules written in the very unit files: ExecStart, ExecStopPost, OnFailure, Restart….
+"""
+
+import base64
+import configparser
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.infra.oracle import Oracle
+
+TOOLS = "bash cat tee mkdir chmod grep awk wc tail sha256sum rm timeout openssl mktemp touch mv".split()
+FAKES = {
+    "date": 'if [ "$*" = +%s ]; then echo $(($(DATE +%s) + $(cat "$ROOT/later"))); else exec DATE "$@"; fi',
+    "sleep": ":",
+    "chown": ":",
+    "firewall-cmd": 'echo "$*" >>"$ROOT/firewall.log"',
+    "systemctl": 'echo "$*" >>"$ROOT/systemctl.log"',
+    "nvidia-smi": 'cat "$ROOT/gpus"; exit "$(cat "$ROOT/nvidia-smi.code")"',
+    "dnf": 'echo "$*" >>"$ROOT/dnf.log"; case "$*" in *podman) mv "$ROOT/podman" "$ROOT/bin/" ;; '
+    '*.rpm) mv "$ROOT/nvidia-ctk" "$ROOT/bin/" ;; esac',
+}
+LATER_FAKES = {  # come with dnf
+    "podman": """echo "$*" >>"$ROOT/engine.log"
+case "$*" in
+  login*) cat >"$ROOT/password"; [ -d "$DOCKER_CONFIG" ] && [ "$REGISTRY_AUTH_FILE" = "$DOCKER_CONFIG/auth.json" ] || exit 9
+          echo "$DOCKER_CONFIG" >"$ROOT/login-place" ;;
+  pull*) exit "$(cat "$ROOT/pull.code")" ;;
+  *"--entrypoint nvidia-smi"*) exit "$(cat "$ROOT/gate.code")" ;;
+  "image inspect"*) echo 10001:10001 ;;
+  *"--name gpu-job"*) echo "the job speaks"; read -r code <"$ROOT/exits"; tail -n +2 "$ROOT/exits" >"$ROOT/rest"
+          cat "$ROOT/rest" >"$ROOT/exits"; exit "${code:-0}" ;;
+esac""",
+    "nvidia-ctk": 'echo "nvidia-ctk $*" >>"$ROOT/engine.log"',
+}
+HEALTHY = "580.95.05, 0, Not Active, Not Active, NVIDIA A10\n"
+
+
+class Machine:
+    def __init__(self, root: Path, oracle: Oracle, user_data: str) -> None:
+        self.root, self.oracle = root, oracle
+        self.config: dict[str, Any] = yaml.safe_load(user_data)
+        for entry in self.config["write_files"]:
+            path = root / entry["path"].lstrip("/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content(entry))
+            path.chmod(int(entry.get("permissions", "0644"), 8))
+        (root / "bin").mkdir()
+        for name in TOOLS:
+            found = shutil.which(name)
+            assert found, name
+            (root / "bin" / name).symlink_to(found)
+        for name, body in FAKES.items():
+            self.fake(name, body.replace("DATE", shutil.which("date") or "date"))
+        for name, body in LATER_FAKES.items():
+            self.fake(name, body, "")
+        self.fake("python3", f'exec {sys.executable} "$@"')
+        told = {"later": "0", "gpus": HEALTHY, "nvidia-smi.code": "0", "pull.code": "0", "gate.code": "0", "exits": "0\n"}
+        for name, text in told.items():
+            self.tell(name, text)
+        self.seen = 0
+
+    def fake(self, name: str, body: str, folder: str = "bin") -> None:
+        path = self.root / folder / name
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+
+    def tell(self, name: str, text: str) -> None:
+        (self.root / name).write_text(text)
+
+    def read(self, name: str) -> str:
+        path = self.root / name
+        return path.read_text() if path.exists() else ""
+
+    def verb(self, *words: str, **extra: str) -> int:
+        """Run the script as systemd or cloud-init would; its exit code."""
+        root = self.root
+        env = {
+            "PATH": str(root / "bin"),
+            "ROOT": str(root),
+            "TMPDIR": str(root / "tmp"),
+            "GPU_JOB_ETC": str(root / "etc/gpu-job"),
+            "GPU_JOB_STATE": str(root / "run/gpu-job"),
+            "GPU_JOB_KEEP": str(root / "var/lib/gpu-job"),
+            "GPU_JOB_LOG": str(root / "var/log/gpu-job"),
+            "GPU_JOB_LIB": str(root / "usr/local/lib/gpu-job"),
+            "GPU_JOB_UNITS": str(root / "etc/systemd/system"),
+            "GPU_JOB_ENDPOINT": self.oracle.url,
+            "OCI_METADATA_BASE_URL": self.oracle.url + "/opc/v2",
+            **extra,
+        }
+        (root / "tmp").mkdir(exist_ok=True)
+        script = str(root / "usr/local/sbin/gpu-job")
+        done = subprocess.run([script, *words], env=env, capture_output=True, text=True, check=False, timeout=60)
+        self.output = done.stdout + done.stderr
+        return done.returncode
+
+    def unit(self, name: str) -> dict[str, dict[str, str]]:
+        parser = configparser.ConfigParser(strict=True, interpolation=None)
+        parser.optionxform = str  # type: ignore[method-assign, assignment]
+        parser.read(self.root / "etc/systemd/system" / name)
+        return {section: dict(parser[section]) for section in parser.sections()}
+
+    def first_boot(self) -> None:
+        """What cloud-init's runcmd does, and all that follows from it."""
+        for command in self.config["runcmd"]:
+            assert command[0] == "/usr/local/sbin/gpu-job"
+            assert self.verb(*command[1:]) == 0, self.output
+        self.settle()
+
+    def settle(self) -> None:
+        """Start what systemctl was asked to start, until nothing is left."""
+        while len(asked := self.read("systemctl.log").splitlines()) > self.seen:
+            words = asked[self.seen].split()
+            self.seen += 1
+            if words[0] == "start":
+                self.start(words[-1])
+
+    def start(self, name: str) -> None:
+        unit = self.unit(name)
+        service = unit["Service"]
+        code = self.verb(*service["ExecStart"].split()[1:])
+        if "ExecStopPost" in service:
+            self.verb(*service["ExecStopPost"].split()[1:], EXIT_STATUS=str(code))
+            self.settle()
+            stopped = "stop gpu-job.service" in self.read("systemctl.log").splitlines()
+            if service.get("RestartForceExitStatus") == str(code) and not stopped:
+                self.start(name)
+        if code != 0 and "OnFailure" in unit["Unit"]:
+            self.start(unit["Unit"]["OnFailure"])
+        if service.get("Restart") == "always" and self.oracle.terminated == 0:
+            self.repeats = getattr(self, "repeats", 0) + 1
+            if self.repeats < 3:
+                self.start(name)
+
+    def seconds_later(self, seconds: int) -> None:
+        self.tell("later", str(int(self.read("later")) + seconds))
+
+    def status(self) -> dict[str, Any]:
+        """What the bucket says of the instance."""
+        found: dict[str, Any] = yaml.safe_load(self.oracle.objects["launches/demo-20261124-1a2b3c/node-0/status.json"])
+        return found
+
+
+def content(entry: dict[str, Any]) -> bytes:
+    """A file of cloud-init's write_files, decoded as cloud-init does."""
+    match entry.get("encoding"):
+        case "gz+b64":
+            return gzip.decompress(base64.b64decode(entry["content"]))
+        case "b64":
+            return base64.b64decode(entry["content"])
+        case None:
+            return str(entry["content"]).encode()
+    raise AssertionError(entry["encoding"])
+
+
+def without(variables: tuple[str, ...]) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in variables}
