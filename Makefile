@@ -64,6 +64,22 @@ check: setup ## Lint, format, types, layers, spelling, shell scripts
 test: check ## Everything in check, then all tests
 	@$(BIN)/python -m pytest
 
+CHECKOV := $(VENV)-checkov/bin/checkov
+
+.PHONY: infra-check
+infra-check: setup ## Terraform's form and validity, checkov, and the tests of infra/; says what it skips
+	@if ! command -v terraform >/dev/null; then echo "infra: skipped, there is no terraform"; else \
+	  terraform fmt -check -recursive infra && echo "terraform fmt: clean"; \
+	  $(BIN)/python -m pytest -q tests/infra; fi
+	@test -x $(CHECKOV) || { python3 -m venv $(VENV)-checkov && $(VENV)-checkov/bin/pip install -q checkov==3.3.30; }
+	@$(CHECKOV) --directory infra --framework terraform --compact --quiet --skip-download && echo "checkov: clean"
+
+STACKS ?= build/stacks
+
+.PHONY: stacks
+stacks: ## Zip infra/ for OCI's Resource Manager, a stack each, into build/stacks
+	@$(or $(firstword $(wildcard $(BIN)/python)),python3) infra/stacks.py $(STACKS)
+
 .PHONY: format
 format: setup ## Put the code into form: imports, layout, what ruff can mend
 	@$(BIN)/ruff check --fix --quiet; $(BIN)/ruff format --quiet

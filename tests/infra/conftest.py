@@ -4,11 +4,12 @@ The provider is whatever Terraform's own configuration finds (TF_CLI_CONFIG_FILE
 Without terraform or provider these tests skip.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tests.infra.oracle import LOG, TOPIC, Oracle
 
 ROOT = Path(__file__).resolve().parents[2]
 IDS = {"tenancy_ocid": "ocid1.tenancy.oc1..example", "compartment_ocid": "ocid1.compartment.oc1..example"}
-RUN = {
+RUN: dict[str, Any] = {
     **IDS,
     "region": "eu-frankfurt-1",
     "namespace": "example",
@@ -37,6 +38,8 @@ RUN = {
     "toolkit": "packages/nvidia-container-toolkit-base-1.18.0-1.x86_64.rpm",
     "toolkit_sha256": "9f2d3f8f6a2a1a1f6b7e7a1f0b4a9d1c1de1d2b4c0a55a8f3a3b7c9e0f1a2b3c",
 }
+
+PACKAGE = b"stands for a package"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Module]:
     if shutil.which("terraform") is None:
         pytest.skip("needs terraform")
     copy = tmp_path_factory.mktemp("modules")
-    shutil.copytree(ROOT / "infra", copy / "infra", ignore=shutil.ignore_patterns(".terraform*", "*.tfvars", "*.tfstate*"))
+    ours = shutil.ignore_patterns(".terraform*", "*.tfvars", "*.tfstate*")
+    shutil.copytree(ROOT / "infra", copy / "infra", ignore=ours)
     (copy / "job/cloud").mkdir(parents=True)
     shutil.copy(ROOT / "job/cloud/shapes.yaml", copy / "job/cloud")
     found = {name: Module(copy / "infra" / name) for name in ("foundation", "run")}
@@ -101,15 +105,7 @@ def machine(tmp_path: Path, oracle: Oracle, user_data: str) -> Machine:
     return made
 
 
-PACKAGE = b"stands for a package"
-
-
 def pin(machine: Machine, package: bytes) -> None:
     """The checksum that the run was given is this package's."""
-    import hashlib
-
     env = machine.root / "etc/gpu-job/env"
     env.write_text(env.read_text().replace(RUN["toolkit_sha256"], hashlib.sha256(package).hexdigest()))
-
-
-Plan = Callable[..., dict[str, Any]]

@@ -1,13 +1,12 @@
 """An instance without a machine: the files that cloud-init lays down, run by bash with stand-ins for what it calls.
 
-The scripts are the real ones out of rendered user data. PATH holds the stand-ins and a few tools of the system, no more.
-systemd is played here by the rules written in the very unit files: ExecStart, ExecStopPost, OnFailure, Restart….
+The scripts are the real ones out of rendered user data. PATH holds the stand-ins and a few tools of
+the system. systemd is played here by what the unit files say: ExecStart, ExecStopPost, OnFailure, Restart.
 """
 
 import base64
 import configparser
 import gzip
-import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,10 @@ import yaml
 
 from tests.infra.oracle import Oracle
 
-TOOLS = "bash cat tee mkdir chmod grep awk wc tail sha256sum rm timeout openssl mktemp touch mv".split()
+TOOLS = (
+    *("bash", "cat", "tee", "mkdir", "chmod", "grep", "awk", "wc", "tail"),
+    *("sha256sum", "rm", "timeout", "openssl", "mktemp", "touch", "mv"),
+)
 FAKES = {
     "date": 'if [ "$*" = +%s ]; then echo $(($(DATE +%s) + $(cat "$ROOT/later"))); else exec DATE "$@"; fi',
     "sleep": ":",
@@ -32,7 +34,8 @@ FAKES = {
 LATER_FAKES = {  # come with dnf
     "podman": """echo "$*" >>"$ROOT/engine.log"
 case "$*" in
-  login*) cat >"$ROOT/password"; [ -d "$DOCKER_CONFIG" ] && [ "$REGISTRY_AUTH_FILE" = "$DOCKER_CONFIG/auth.json" ] || exit 9
+  login*) cat >"$ROOT/password"; [ -d "$DOCKER_CONFIG" ] || exit 9
+          [ "$REGISTRY_AUTH_FILE" = "$DOCKER_CONFIG/auth.json" ] || exit 9
           echo "$DOCKER_CONFIG" >"$ROOT/login-place" ;;
   pull*) exit "$(cat "$ROOT/pull.code")" ;;
   *"--entrypoint nvidia-smi"*) exit "$(cat "$ROOT/gate.code")" ;;
@@ -64,10 +67,11 @@ class Machine:
         for name, body in LATER_FAKES.items():
             self.fake(name, body, "")
         self.fake("python3", f'exec {sys.executable} "$@"')
-        told = {"later": "0", "gpus": HEALTHY, "nvidia-smi.code": "0", "pull.code": "0", "gate.code": "0", "exits": "0\n"}
-        for name, text in told.items():
-            self.tell(name, text)
-        self.seen = 0
+        for name in ("later", "nvidia-smi.code", "pull.code", "gate.code"):
+            self.tell(name, "0")
+        self.tell("gpus", HEALTHY)
+        self.tell("exits", "0\n")
+        self.seen = self.repeats = 0
 
     def fake(self, name: str, body: str, folder: str = "bin") -> None:
         path = self.root / folder / name
@@ -138,7 +142,7 @@ class Machine:
         if code != 0 and "OnFailure" in unit["Unit"]:
             self.start(unit["Unit"]["OnFailure"])
         if service.get("Restart") == "always" and self.oracle.terminated == 0:
-            self.repeats = getattr(self, "repeats", 0) + 1
+            self.repeats += 1
             if self.repeats < 3:
                 self.start(name)
 
@@ -161,7 +165,3 @@ def content(entry: dict[str, Any]) -> bytes:
         case None:
             return str(entry["content"]).encode()
     raise AssertionError(entry["encoding"])
-
-
-def without(variables: tuple[str, ...]) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in variables}

@@ -56,15 +56,16 @@ class Oracle:
 
     def metadata(self, path: str) -> bytes | None:
         place = {"regionIdentifier": "eu-frankfurt-1", "regionKey": "FRA", "realmDomainComponent": "oraclecloud.com"}
+        certificate = (self.folder / "instance.pem").read_bytes()
         known = {
-            "identity/cert.pem": lambda: (self.folder / "instance.pem").read_bytes(),
-            "identity/key.pem": lambda: (self.folder / "instance.key").read_bytes(),
-            "identity/intermediate.pem": lambda: (self.folder / "instance.pem").read_bytes(),
-            "instance/id": INSTANCE.encode,
-            "instance/region": b"fra".decode().encode,
-            "instance/regionInfo": json.dumps({**place, "realmKey": "oc1"}).encode,
+            "identity/cert.pem": certificate,
+            "identity/key.pem": (self.folder / "instance.key").read_bytes(),
+            "identity/intermediate.pem": certificate,
+            "instance/id": INSTANCE.encode(),
+            "instance/region": b"fra",
+            "instance/regionInfo": json.dumps({**place, "realmKey": "oc1"}).encode(),
         }
-        return known[path]() if path in known else None
+        return known.get(path)
 
     def signed_by_us(self, headers: dict[str, str], method: str, target: str, body: bytes) -> str | None:
         """None if the request is signed as it must be, else what is wrong."""

@@ -318,11 +318,11 @@ def test_units_are_what_systemd_reads(machine: Machine) -> None:
     assert expected.strftime("%Y-%m-%d") in told
     units = machine.root / "etc/systemd/system"
     for path in units.iterdir():
-        path.write_text(path.read_text().replace("/usr/local/sbin/gpu-job", str(machine.root / "usr/local/sbin/gpu-job")))
+        path.write_text(
+            path.read_text().replace("/usr/local/sbin/gpu-job", str(machine.root / "usr/local/sbin/gpu-job"))
+        )
     checked = subprocess.run(
         ["systemd-analyze", "verify", *sorted(map(str, units.iterdir()))], capture_output=True, text=True, check=False
     )
     ours = [line for line in checked.stderr.splitlines() if "gpu-job" in line]
     assert ours == []
-
-

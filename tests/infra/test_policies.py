@@ -1,0 +1,130 @@
+"""Rights: every statement is parsed by OCI's grammar, limited to the compartment, and conditional."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from oci_lexer_parser import parse_dynamic_group_matching_rules, parse_policy_statements
+
+from tests.infra.conftest import IDS, Module
+
+VARIABLES = [*(f"-var={key}={value}" for key, value in IDS.items()), "-var=region=eu-frankfurt-1"]
+
+
+@pytest.fixture(scope="module")
+def resources(modules: dict[str, Module]) -> dict[str, dict[str, Any]]:
+    """Values of the foundation's resources, applied: statements name OCIDs that are known only then."""
+    foundation = modules["foundation"]
+    state = "-state=policies.tfstate"
+    foundation.terraform("apply", "-auto-approve", "-input=false", state, *VARIABLES)
+    shown = json.loads(foundation.terraform("show", "-json", "policies.tfstate").stdout)
+    return {each["address"]: each["values"] for each in shown["values"]["root_module"]["resources"]}
+
+
+@pytest.fixture(scope="module")
+def statements(resources: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    texts = [
+        text
+        for name, values in resources.items()
+        if name.startswith("oci_identity_policy.")
+        for text in values["statements"]
+    ]
+    assert len(texts) > 5
+    return parsed(texts)
+
+
+def parsed(texts: list[str]) -> list[dict[str, Any]]:
+    answer = parse_policy_statements(texts, error_mode="raise")
+    assert isinstance(answer, dict)
+    found: list[dict[str, Any]] = answer["statements"]
+    assert len(found) == len(texts)
+    return found
+
+
+def clauses(node: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """Every comparison in a condition: variable and value."""
+    if node is None:
+        return
+    if node["type"] == "clause":
+        yield node["node"]["lhs"], node["node"]["rhs"]["value"]
+    for item in node.get("items", []):
+        yield from clauses(item)
+
+
+def faults(statement: dict[str, Any]) -> list[str]:
+    """What is wrong with a statement, by the rules of this project."""
+    found = []
+    if statement["resources"]["type"] == "all-resources":
+        found.append("all resources")
+    if statement["location"]["type"] != "compartment-id":
+        found.append("not one compartment")
+    told = list(clauses(statement.get("conditions")))
+    if not told:
+        found.append("no condition")
+    if [subject["label"] for subject in statement["subject"]["values"] if "any" in subject["label"]]:
+        found.append("anybody")
+    writes = statement["actions"]["values"] == ["manage"]
+    if writes and not any(name.startswith(("target.bucket.name", "request.operation")) for name, _ in told):
+        found.append("manages without naming bucket or operation")
+    return found
+
+
+def test_no_statement_grants_more_than_it_must(statements: list[dict[str, Any]]) -> None:
+    assert [(statement["resources"], wrong) for statement in statements if (wrong := faults(statement))] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("Allow dynamic-group d to manage all-resources in compartment id ocid1.compartment.oc1..c", "all resources"),
+        ("Allow dynamic-group d to read objects in tenancy where target.bucket.name = 'b'", "not one compartment"),
+        ("Allow dynamic-group d to use ons-topics in compartment id ocid1.compartment.oc1..c", "no condition"),
+        (
+            "Allow dynamic-group d to manage instances in compartment id ocid1.compartment.oc1..c"
+            " where target.resource.tag.gpu_job.role = 'run'",
+            "manages without naming bucket or operation",
+        ),
+    ],
+)
+def test_the_rules_know_a_bad_statement(text: str, fault: str) -> None:
+    assert fault in faults(parsed([text])[0])
+
+
+def by_resource(statements: list[dict[str, Any]], resource: str) -> list[list[tuple[str, str]]]:
+    return [list(clauses(each["conditions"])) for each in statements if each["resources"]["values"] == [resource]]
+
+
+def test_only_instances_of_runs_can_be_terminated(statements: list[dict[str, Any]]) -> None:
+    assert by_resource(statements, "instances") == [
+        [("request.operation", "TerminateInstance"), ("target.resource.tag.gpu_job.role", "run")]
+    ]
+
+
+def test_writing_is_limited_to_the_bucket_and_two_folders(statements: list[dict[str, Any]]) -> None:
+    writing = [told for told in by_resource(statements, "objects") if ("request.permission", "OBJECT_CREATE") in told]
+    assert len(writing) == 1
+    assert ("target.bucket.name", "gpu-job") in writing[0]
+    assert [value for name, value in writing[0] if name == "target.object.name"] == ["runs/*", "launches/*"]
+    assert {value for name, value in writing[0] if name == "request.permission"} == {
+        "OBJECT_CREATE", "OBJECT_OVERWRITE", "OBJECT_DELETE"
+    }, "versions cannot be deleted"  # fmt: skip
+
+
+def test_one_repository_and_one_log_group(
+    statements: list[dict[str, Any]], resources: dict[str, dict[str, Any]]
+) -> None:
+    assert by_resource(statements, "repos") == [[("target.repo.name", "gpu-job")]]
+    group = resources["oci_logging_log_group.this"]["id"]
+    assert by_resource(statements, "log-content") == [[("target.loggroup.id", group)]]
+
+
+def test_the_group_is_the_runs_by_compartment_and_tag(resources: dict[str, dict[str, Any]]) -> None:
+    rule = resources["oci_identity_dynamic_group.runs"]["matching_rule"]
+    answer = parse_dynamic_group_matching_rules(rule, error_mode="raise")
+    assert isinstance(answer, dict)
+    expression = answer["rules"][0]["expr"]
+    assert expression["mode"] == "all"
+    assert list(clauses(expression)) == [
+        ("instance.compartment.id", IDS["compartment_ocid"]), ("tag.gpu_job.role.value", "run")
+    ]  # fmt: skip
