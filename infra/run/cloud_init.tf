@@ -33,9 +33,10 @@ locals {
   }]
 
   container_env = [for node in range(var.nodes) : merge(var.environment, {
-    JOB_RUN_ID = var.run_id
-    JOB_SHAPE  = local.choice.shape
-    JOB_IMAGE  = var.image
+    JOB_RUN_ID       = var.run_id
+    JOB_SHAPE        = local.choice.shape
+    JOB_IMAGE_DIGEST = split("@", var.image)[1]
+    JOB_CACHE_DIR    = "/work/cache"
     }, var.nodes == 1 ? {} : {
     JOB_NODES      = var.nodes
     JOB_NODE_RANK  = node
