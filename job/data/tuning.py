@@ -1,11 +1,11 @@
 """Chooses how batches are brought, by measuring on this machine with this data and this network.
 
-Each candidate, from the cheapest up, brings batches that the network learns from for a moment (on a copy), so what
-workers take from training on a CPU counts. Where a step takes too long for that, loading is measured alone. The search
-is successive halving: all get a share of the time, the better half again, until one is left, of which more batches
-ahead and the other pinning are tried. It ends as soon as training does not wait, or when `loader.tune_budget` or 2 %
-of the estimated run is used up, whichever comes first; starting workers counts. The choice is kept for this machine,
-data set and network.
+A data set that fits stays on the device. Else each candidate, from the cheapest up, brings batches that the network
+learns from for a moment (on a copy), so what workers take from training on a CPU counts; where a step takes too long
+for that, loading is measured alone. The search is successive halving: all get a share of the time, the better half
+again, until one is left, of which more batches ahead and the other pinning are tried. It ends as soon as training does
+not wait, or when `loader.tune_budget` or 2 % of the estimated run is used up, whichever comes first; starting workers
+counts. The choice is kept for this machine, data set and network.
 """
 
 import contextlib
@@ -29,6 +29,7 @@ ENOUGH_IN_TURN = 30.0  # the same where loading and training share the processor
 RUN_SHARE = 0.02  # of the estimated training time is the most that tuning may take
 FIRST_STAGE = 0.75  # of the budget goes into the number of workers, the rest into refining it
 START = 0.1  # seconds that starting a worker may take beside its first batch
+RESIDENT_SHARE = 0.25  # seconds for a resident data set: its speed is told, but there is nothing to choose
 STEPS = 4  # of training that must fit into a candidate's share, or loading is measured alone
 LONGEST = 200  # batches of a measurement
 USED_UP = "not tried: the time for tuning was used up"
@@ -115,9 +116,10 @@ class Search:
             opened.callback(batches.close)
             brought[settings] = self._polled(batches)
         ahead = settings.num_workers * (settings.prefetch_factor or 0)
+        share = min(share, RESIDENT_SHARE) if settings.resident else share
         speed = images_per_second(brought[settings], self.work, self.device, share, ahead)
         self.rows[settings] = replace(row, images_per_second=speed, note="")
-        self.enough = speed >= self.needed
+        self.enough = settings.resident or speed >= self.needed  # nothing brings pixels faster than memory
 
     @property
     def needed(self) -> float:

@@ -93,6 +93,13 @@ def test_the_search_ends_when_training_never_waits(machine: Callable[..., Machin
     assert found.opened == found.closed == ["resident"]
 
 
+def test_what_is_resident_stays_so_however_its_moment_was(machine: Callable[..., Machine]) -> None:
+    machine({"resident": 300.0})
+    made = plan(Loader(batch_size=8))
+    assert words(made.rows) == {"resident": "", "0 workers": "not needed"}
+    assert made.why == "the fastest tried, trains at 300 images/s, 30% of what the network takes from memory"
+
+
 SPEEDS = {
     "0 workers": 400.0,
     "1 worker, prefetch 2": 450.0,
@@ -144,8 +151,8 @@ def test_workers_that_take_too_long_to_start_are_not_started(machine: Callable[.
 def test_a_step_too_long_for_the_budget_is_not_taken(machine: Callable[..., Machine]) -> None:
     """Loading is then measured by itself, and has to be much faster where it shares the processor with training."""
     learned: list[Batch] = []
-    machine({"resident": 29_000.0, "0 workers": 31_000.0})
-    made = plan(Loader(batch_size=1000, tune_budget=0.5), work=learned.append)
+    machine({"0 workers": 31_000.0})
+    made = plan(Loader(batch_size=1000, resident=False, tune_budget=0.5), work=learned.append)
     assert learned == []
     assert str(made.settings) == "0 workers"
     assert made.why == "brings 31,000 images/s, 31.0× what the network takes: it never waits"
