@@ -24,6 +24,9 @@ BRIEFLY = 2>$(VENV)/pip.log | sed -unE 's/^ *(Downloading|Using cached) ([^-]+)-
 
 LOCK = $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-emit-options \
   --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+# The newest torch and torchvision with code for P100 (sm_60) and V100 (sm_70): CUDA 12.6, sm_50 to sm_90. As their
+# wheels say, 2.8 to 2.10 begin at sm_70, 2.14.1 at sm_75.
+CUDA12 := 2.7.1 0.22.1
 SCRIPTS = $(shell grep -srlIE '^\#!.*\b(ba)?sh$$' .ci docker infra tests)
 
 ##@ Use
@@ -51,6 +54,32 @@ demo: setup ## Run the whole job on bundled handwriting: no download, no cloud, 
 clean: ## Remove the environment and the caches; runs and data stay
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
+##@ Container
+
+.PHONY: image
+image: ## Build the image; VARIANT=cu12 for P100 and V100; only an engine is needed, docker or podman (ENGINE=)
+	@docker/image.sh build
+
+.PHONY: run
+run: ## Run the job in the image, on a GPU if the engine has one; SPEC= DATA= OUT= ARGS=
+	@docker/image.sh run
+
+.PHONY: shell
+shell: ## Open a shell in the image
+	@docker/image.sh shell
+
+.PHONY: push
+push: ## Push the image; TO=REGION.ocir.io/NAMESPACE/gpu-job
+	@docker/image.sh push
+
+.PHONY: scan
+scan: ## List what is in the image and its known vulnerabilities, by trivy, grype or syft
+	@docker/image.sh scan
+
+.PHONY: size
+size: ## Show what in the image takes how much room
+	@docker/image.sh size
+
 ##@ Check
 
 .PHONY: check
@@ -58,11 +87,16 @@ check: setup ## Lint, format, types, layers, spelling, shell scripts
 	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet && echo "ruff: clean"
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/codespell && $(BIN)/shellcheck $(SCRIPTS) && echo "codespell, shellcheck: clean"
+	@$(BIN)/codespell && $(BIN)/shellcheck $(SCRIPTS) && $(BIN)/hadolint docker/Dockerfile && \
+	  echo "codespell, shellcheck, hadolint: clean"
 
 .PHONY: test
 test: check ## Everything in check, then all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not engine"
+
+.PHONY: test-image
+test-image: setup ## Build the image and test it in containers; as root on Debian it brings its own engine
+	@tests/image/with_engine.sh $(BIN)/python -m pytest -m engine tests/image
 
 CHECKOV := $(VENV)-checkov/bin/checkov
 
@@ -88,6 +122,7 @@ format: setup ## Put the code into form: imports, layout, what ruff can mend
 lock: setup ## Pin the dependencies of pyproject.toml anew; LOCK_FLAGS=--upgrade takes newer ones
 	$(LOCK) $(LOCK_FLAGS) --output-file requirements.txt pyproject.toml
 	$(LOCK) $(LOCK_FLAGS) --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
+	docker/lock.sh cu12 $(CUDA12) $(LOCK) $(LOCK_FLAGS)
 	@sed -i 's|$(CURDIR)/||' requirements.txt requirements-dev.txt
 
 ##@ Measure

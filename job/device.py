@@ -256,6 +256,14 @@ def settle_compile(device: Device, wish: "bool | str", seconds: float) -> Device
     return replace(device, compile=pays, reasons={**device.reasons, "compile": why})
 
 
+def require(train: "Train") -> None:
+    """JobError for a device that cannot be used, before data is fetched or anything else takes time."""
+    import torch
+
+    if _kind(train.device)[0] == "cuda":
+        refuse_unsupported(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), torch.cuda.get_arch_list())
+
+
 def refuse_unsupported(name: str, capability: tuple[int, int], built_for: list[str]) -> None:
     """JobError when this torch build has no code for the GPU; sm_86 code runs on 8.6 to 8.9, PTX on all later."""
     versions = [(arch.split("_")[0], int("".join(filter(str.isdigit, arch.split("_")[1])))) for arch in built_for]
@@ -268,7 +276,7 @@ def refuse_unsupported(name: str, capability: tuple[int, int], built_for: list[s
         raise JobError(
             f"GPU {name} (sm_{mine})",
             f"this build of torch has no code for it, only for {', '.join(built_for)}",
-            "use an image whose torch was built for that architecture, or train.device: cpu",
+            "use an image whose torch was built for it (P100, V100: make image VARIANT=cu12), or train.device: cpu",
         )
 
 

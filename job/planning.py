@@ -10,7 +10,7 @@ from job.data import dataset, tuning
 from job.data.dataset import Source, Splits
 from job.data.loader import TrainingBatches
 from job.data.remembered import Memory, path_for
-from job.device import settle_compile
+from job.device import require, settle_compile
 from job.events import Event, Note, Planned, Tuned
 from job.spec.load import Loaded
 from job.spec.schema import Spec
@@ -62,6 +62,7 @@ def plan(loaded: Loaded, *, fetch: bool, began: float | None = None, remeasure: 
     """
     began = time.time() if began is None else began
     spec = loaded.spec
+    require(spec.train)
     price = usd_per_hour(spec.resources)
     source = dataset.locate(spec.dataset)
     if not fetch and source.kind not in ("root", "bundled"):

@@ -18,7 +18,10 @@ from job.device import (
     settle_compile,
     settle_threads,
 )
+from job.doctor import examine
 from job.errors import JobError
+from job.planning import plan
+from job.spec.load import parse
 from job.spec.schema import Train
 
 TORCH_2_14_CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -217,3 +220,38 @@ def test_on_a_gpu_batches_arrive_whole_and_in_order() -> None:
         assert images.is_cuda
         assert bool((images == number).all())
         assert labels.tolist() == [number]
+
+
+@pytest.fixture
+def old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A P100, for which a torch for CUDA 13 has no code."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index=0: "Tesla P100-SXM2-16GB")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index=0: (6, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _index=0: (15 * 2**30, 16 * 2**30))
+
+
+@pytest.mark.usefixtures("old_gpu")
+def test_a_gpu_without_code_is_refused_before_data_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("job.data.dataset.locate", lambda _spec: pytest.fail("data was looked for"))
+    with pytest.raises(JobError) as refused:
+        plan(parse("dataset: {name: cifar10}\nmodel: {name: tutorial_net}\n", "spec.yaml"), fetch=True)
+    assert str(refused.value) == (
+        "GPU Tesla P100-SXM2-16GB (sm_60): this build of torch has no code for it, only for sm_75, sm_80, sm_90; "
+        "use an image whose torch was built for it (P100, V100: make image VARIANT=cu12), or train.device: cpu"
+    )
+    with pytest.raises(pytest.fail.Exception, match="data was looked for"):
+        plan(parse("dataset: {name: cifar10}\nmodel: {name: tutorial_net}\ntrain: {device: cpu}\n", "x"), fetch=True)
+
+
+@pytest.mark.usefixtures("old_gpu")
+def test_the_doctor_tells_a_gpu_without_code() -> None:
+    lines, fine = examine(None)
+    assert not fine
+    told = [
+        line for line in lines if line.startswith("!!  GPU 0: GPU Tesla P100-SXM2-16GB (sm_60): this build of torch")
+    ]
+    assert len(told) == 1
+    assert "VARIANT=cu12" in told[0]
