@@ -96,7 +96,7 @@ test: check ## Everything in check, then all tests
 
 .PHONY: test-image
 test-image: setup ## Build the image and test it in containers; as root on Debian it brings its own engine
-	@tests/image/with_engine.sh $(BIN)/python -m pytest -m engine tests/image
+	@tests/image/with_engine.sh $(BIN)/python -m pytest -m engine -o faulthandler_timeout=1500 tests/image
 
 CHECKOV := $(VENV)-checkov/bin/checkov
 
