@@ -128,5 +128,7 @@ lock: setup ## Pin the dependencies of pyproject.toml anew; LOCK_FLAGS=--upgrade
 ##@ Measure
 
 .PHONY: bench
-bench: setup ## Time the tutorial's script against the job, alternately; needs CIFAR-10 in JOB_DATA_ROOT
+bench: setup ## Time the job against the tutorial's script, ImageFolder and all loader settings; needs CIFAR-10 in JOB_DATA_ROOT
 	@$(BIN)/python tests/bench/tutorial.py $(BENCH_FLAGS)
+	@$(BIN)/python tests/bench/folder.py
+	@$(BIN)/python tests/bench/loader.py
