@@ -123,12 +123,15 @@ lock: setup ## Pin the dependencies of pyproject.toml anew; LOCK_FLAGS=--upgrade
 	$(LOCK) $(LOCK_FLAGS) --output-file requirements.txt pyproject.toml
 	$(LOCK) $(LOCK_FLAGS) --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
 	docker/lock.sh cu12 $(CUDA12) $(LOCK) $(LOCK_FLAGS)
-	@sed -i 's|$(CURDIR)/||' requirements.txt requirements-dev.txt
+	$(LOCK) $(LOCK_FLAGS) --extra bench --constraint requirements-dev.txt --output-file requirements-bench.txt pyproject.toml
+	@sed -i 's|$(CURDIR)/||' requirements.txt requirements-dev.txt requirements-bench.txt
 
 ##@ Measure
 
 .PHONY: bench
-bench: setup ## Time the job against the tutorial's script, ImageFolder and all loader settings; needs CIFAR-10 in JOB_DATA_ROOT
-	@$(BIN)/python tests/bench/tutorial.py $(BENCH_FLAGS)
-	@$(BIN)/python tests/bench/folder.py
-	@$(BIN)/python tests/bench/loader.py
+bench: $(VENV)/.bench ## Every benchmark, each against its yardstick; needs CIFAR-10 in JOB_DATA_ROOT; BENCH_FLAGS="tutorial --repeat 1"
+	@$(BIN)/python -m tests.bench.run $(BENCH_FLAGS)
+
+$(VENV)/.bench: requirements-bench.txt | setup
+	@$(PIP) install --require-hashes --requirement requirements-bench.txt $(BRIEFLY)
+	@touch $@

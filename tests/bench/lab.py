@@ -3,10 +3,11 @@
 Pairs of worker processes decode four images at a time, a network of two convolutions learns for two epochs, the
 weights are saved, read back and tested. Facts from PyTorch's "Training a Classifier"; the wording is ours.
 
-    python tests/bench/lab.py FOLDER_WITH_CIFAR10 WEIGHTS_FILE
+    python -m tests.bench.lab FOLDER_WITH_CIFAR10 WEIGHTS_FILE
 """
 
 import sys
+import time
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,7 @@ def main(root: str, weights: str) -> None:
 def train(net: nn.Module, loader: DataLoader[tuple[Tensor, int]], device: torch.device, weights: str) -> None:
     criterion = nn.CrossEntropyLoss()
     optimizer = optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
+    began = time.perf_counter()
     for epoch in range(EPOCHS):
         running_loss = 0.0
         for i, (images, labels) in enumerate(loader):
@@ -72,6 +74,7 @@ def train(net: nn.Module, loader: DataLoader[tuple[Tensor, int]], device: torch.
             if i % 2000 == 1999:
                 print(f"[{epoch + 1}, {i + 1:5d}] loss: {running_loss / 2000:.3f}", flush=True)
                 running_loss = 0.0
+    print(f"Training took {time.perf_counter() - began:.2f} s")
     torch.save(net.state_dict(), weights)
 
 
