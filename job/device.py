@@ -26,6 +26,7 @@ SPIN = "3000"  # turns, some tens of µs: on idle cores at most 5 % slower than 
 FEWER_THREADS_PAY = 1.25  # gain from which fewer threads are worth other last bits
 
 T = TypeVar("T")
+Timed = Callable[[], contextlib.AbstractContextManager[Any]]
 COMPILE_PAYS_AFTER = 600.0  # seconds of training; compiling costs about a minute and saves some tenths of the rest
 
 
@@ -54,9 +55,12 @@ class Device:
 
         return torch.as_tensor(value).to(self.kind)
 
-    def ahead(self, batches: "Iterator[Pair]") -> "Iterator[Pair]":
-        """Each batch on the device. On CUDA the next is copied, on a stream of its own, while one is computed with."""
-        return batches if self.kind == "cpu" else one_ahead(batches, _CopyStream(self.kind))
+    def ahead(self, batches: "Iterator[Pair]", timed: Timed = contextlib.nullcontext) -> "Iterator[Pair]":
+        """Each batch on the device. On CUDA the next is copied, on a stream of its own, while one is computed with.
+
+        `timed()` is entered around each copy, on its stream.
+        """
+        return batches if self.kind == "cpu" else one_ahead(batches, _CopyStream(self.kind, timed))
 
     def place(self, module: "torch.nn.Module") -> "torch.nn.Module":
         """The module on the device, in the chosen memory layout."""
@@ -106,6 +110,12 @@ class Device:
         """Seconds from mark to mark, once both are reached."""
         return float(begin.elapsed_time(end)) / 1000
 
+    def uuid(self) -> str:
+        """Of the GPU, as NVML knows it, whatever number it has here."""
+        import torch
+
+        return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+
     def free_memory(self) -> int:
         """Bytes that can still be taken on the device."""
         import torch
@@ -145,16 +155,18 @@ def one_ahead(batches: Iterator[T], copies: Copies[T]) -> Iterator[T]:
 class _CopyStream:
     """Host to device beside the computing stream; from pinned memory the host does not wait either."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, timed: Timed) -> None:
         import torch
 
+        self.timed = timed
         self.kind, self.stream = kind, torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def start(self, batch: "Pair") -> "tuple[Pair, torch.cuda.Event]":
         import torch
 
         with torch.cuda.stream(self.stream):
-            images, labels = (part.to(self.kind, non_blocking=True) for part in batch)
+            with self.timed():
+                images, labels = (part.to(self.kind, non_blocking=True) for part in batch)
             return (images, labels), self.stream.record_event()
 
     def finish(self, copying: "tuple[Pair, torch.cuda.Event]") -> "Pair":

@@ -74,6 +74,7 @@ class EpochEnded:
     evaluated_on: str | None
     loss: float | None
     accuracy: float | None
+    split_seconds: dict[str, float] | None = None  # by phase, since the epoch before
 
 
 @dataclass(frozen=True)

@@ -124,4 +124,5 @@ def metrics(ended: EpochEnded) -> dict[str, object]:
         "evaluated_on": ended.evaluated_on,
         "loss": ended.loss,
         "accuracy": ended.accuracy,
+        "split_seconds": ended.split_seconds,
     }

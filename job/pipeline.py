@@ -109,7 +109,7 @@ def run(
     yield from planning.describe(made)
     if made.loaded.spec.checkpoint.resume == "auto":
         yield from resuming.restore(training, folder)
-    with _timed(made, "train"):
+    with _timed(made, "train"), training.gpu_watch or contextlib.nullcontext():
         yield from loop.train(training, limits, beat)
     beat.phase("evaluate")
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from job import environment
+from job import environment, telling
 from job.data.dataset import Splits
 from job.planning import Plan, Ready
 from job.results import schema
@@ -109,6 +109,7 @@ def _facts(made: Plan, folder: RunFolder, training: Session) -> dict[str, object
         ),
         "loader": _loader(ready),
         "device": schema.DeviceChoice(device=device.pop("kind"), **device),
+        "use": telling.use(ready, training),
         "environment": environment.facts(),
         "spec": resolved(spec),
         "spec_defaults": made.loaded.defaults,

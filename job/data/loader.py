@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from job.clock import Clock
 from job.data.augment import augment, draw
 from job.data.dataset import Split
 from job.data.draws import stream
@@ -112,6 +113,7 @@ class TrainingBatches:
         self.augment, self.seed, self.count = augment, seed, len(split.labels)
         self.rank, self.ranks = rank, ranks
         self.shape = split.images.shape[1], split.images.shape[2]
+        self.clock = Clock(device)
         self.resident: _Resident | None = None
         if settings.resident:
             self.resident = _Resident(split, device)
@@ -132,7 +134,9 @@ class TrainingBatches:
         size = self.settings.batch_size
         wholes = (slice(step * size, (step + 1) * size) for step in range(start, len(self)))
         for part, whole, (images, labels) in zip(parts, wholes, raw, strict=True):
-            yield Batch(augment(self.pixels(images), moves.part(part), self.augment.cutout), labels, order[whole])
+            with self.clock("prepare"):
+                ready = augment(self.pixels(images), moves.part(part), self.augment.cutout)
+            yield Batch(ready, labels, order[whole])
 
     def close(self) -> None:
         """Ends the worker processes now, not when the garbage collector comes by."""
@@ -155,7 +159,7 @@ class TrainingBatches:
         self.sampler.batches = [order[part].tolist() for part in parts]
         with _quiet():
             brought = iter(self.workers)
-        return self.device.ahead(_whole_batches(brought))
+        return self.device.ahead(_whole_batches(brought), lambda: self.clock("copy"))
 
 
 class _Resident:

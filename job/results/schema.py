@@ -163,6 +163,8 @@ class Epoch(Record):
     """Mean cross-entropy there."""
     accuracy: Fraction | None
     """Accuracy there."""
+    split_seconds: dict[str, float] | None = None
+    """Where its time went, by phase: wait, copy, prepare, compute, evaluate, save, other."""
 
 
 class Loss(Record):
@@ -299,6 +301,42 @@ class DeviceChoice(Record):
     """Choice → why."""
 
 
+class Gpu(Record):
+    """The GPU's own figures while training, through NVML; null where the board does not tell."""
+
+    samples: Count
+    """Looks at it, one a second."""
+    utilization: Fraction | None
+    """Mean share of the time in which a kernel ran."""
+    memory: Count | None
+    """Most bytes in use on the board."""
+    power: float | None
+    """Mean, in watts."""
+    temperature: float | None
+    """Highest, in °C."""
+
+
+class Use(Record):
+    """How well the device was used."""
+
+    split_seconds: dict[str, float]
+    """Where the training's time went, by phase: wait, copy, prepare, compute, evaluate, save, other."""
+    images_per_second: float | None
+    """Over all epochs, without evaluations and saving."""
+    flops_per_second: float | None
+    """Arithmetic of the network alone: three forward passes an image."""
+    mfu: float | None
+    """That over the device's peak; null where no peak is published."""
+    peak: str | None
+    """The peak and its source."""
+    gpu: Gpu | None
+    """The GPU's own figures."""
+    gpu_note: str | None
+    """Why there are none."""
+    limit: str
+    """What holds the run back, and what to change."""
+
+
 class Report(Record):
     """A run, whole or as far as it came. The first five keys stay first: other programs read only these."""
 
@@ -348,6 +386,8 @@ class Report(Record):
     """How batches were brought."""
     device: DeviceChoice | None = None
     """Where it was computed."""
+    use: Use | None = None
+    """How well the device was used."""
     environment: dict[str, str | None] = {}
     """Versions, machine, commit, GPU and driver."""
     spec: dict[str, Any] = {}

@@ -11,6 +11,15 @@ ENDS = 6  # the weakest and the best of many classes
 PAIRS = 6  # most frequent confusions
 NUMBERED = 20  # classes; with more, a confusion matrix in numbers is too wide to read
 CALIBRATED = 0.03  # mean gap between confidence and accuracy that nobody needs to mind
+USES = {  # phases of job.clock, the largest part first where a run is as it should be
+    "compute": "computing",
+    "prepare": "normalising and augmenting",
+    "wait": "waiting for images",
+    "copy": "copying them to the device",
+    "evaluate": "evaluating",
+    "save": "saving checkpoints",
+    "other": "the rest",
+}
 PHASES = ("data", "tune", "train", "evaluate", "report")
 
 
@@ -68,6 +77,8 @@ class View:
     confidence: float | None  # mean highest probability
     loader: tuple[LoaderLine, ...]
     phases: tuple[Phase, ...]
+    uses: tuple[Phase, ...]  # of the training alone
+    speeds: tuple[tuple[str, str], ...]  # how fast that was: word, value
     environment: tuple[tuple[str, str], ...]  # what is known
     notes: tuple[str, ...]  # why it ended, and warnings, without repetition
     facts: tuple[tuple[str, str, str], ...]  # the run at a glance: word, value, detail
@@ -112,6 +123,8 @@ def view(report: Report) -> View:
         confidence=None if test is None else _confidence(test),
         loader=tuple(_loader(report)),
         phases=tuple(_phases(report)),
+        uses=tuple(_uses(report)),
+        speeds=tuple(_speeds(report)),
         environment=tuple((word, value) for word, value in report.environment.items() if value is not None),
         notes=tuple(dict.fromkeys(notes)),
         facts=tuple(_facts(report)),
@@ -196,3 +209,35 @@ def _phases(report: Report) -> list[Phase]:
         known.append(("starting and the rest", rest))
     whole = sum(seconds for _, seconds in known) or 1.0
     return [Phase(name, seconds, seconds / whole) for name, seconds in known]
+
+
+def _uses(report: Report) -> list[Phase]:
+    if report.use is None:
+        return []
+    split = report.use.split_seconds
+    whole = sum(split.values()) or 1.0
+    known = [(word, split.get(phase, 0.0)) for phase, word in USES.items()]
+    return [Phase(word, seconds, seconds / whole) for word, seconds in known if seconds >= 0.0005 * whole]
+
+
+def _speeds(report: Report) -> list[tuple[str, str]]:
+    """What is known of rate and utilisation, in words."""
+    use = report.use
+    if use is None:
+        return []
+    flops = (
+        None if use.flops_per_second is None else f"{words.short(use.flops_per_second / 1e9)} GFLOP/s of the network"
+    )
+    found = [("images", f"{words.count(use.images_per_second)} a second while training"), ("arithmetic", flops)]
+    if use.mfu is not None:
+        found.append(("utilisation (MFU)", f"{words.percent(use.mfu)} of {use.peak}"))
+    if (gpu := use.gpu) is not None:
+        parts = [
+            None if gpu.utilization is None else f"busy {words.percent(gpu.utilization, 0)} of the time",
+            None if gpu.memory is None else f"{gpu.memory / 2**30:.1f} GiB at most",
+            None if gpu.power is None else f"{gpu.power:.0f} W",
+            None if gpu.temperature is None else f"{gpu.temperature:.0f} °C at most",
+        ]
+        found.append(("GPU", ", ".join(part for part in parts if part is not None)))
+    found.append(("GPU", use.gpu_note))
+    return [(word, value) for word, value in found if value]

@@ -18,7 +18,7 @@ from job.data.loader import Batch, TrainingBatches
 from job.device import Device, settle_threads
 from job.spec.schema import Spec
 from job.training.setup import Prepared
-from job.training.trainer import State
+from job.training.trainer import State, update
 
 BUDGET = 0.15  # seconds for each rate
 LONGEST = 200  # steps of a rate
@@ -83,11 +83,7 @@ def trial(network: Prepared, spec: Spec) -> Iterator[Callable[[Batch], None]]:
         with device.autocast():
             loss = criterion(state.module(batch.images), batch.labels)
         state.scaler.scale(loss).backward()
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
-        if state.ema is not None:
-            state.ema.update()
+        update(state, spec.optimizer.lr, spec.train.clip_grad_norm)
 
     gpus = [torch.cuda.current_device()] if device.kind == "cuda" else []
     with torch.random.fork_rng(gpus):  # dropout draws numbers; the run's own stream must not move

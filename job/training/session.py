@@ -14,6 +14,7 @@ from job.data.loader import Settings, TrainingBatches
 from job.device import cpu_count
 from job.errors import UsageError
 from job.events import EpochEnded, RunningLoss
+from job.gpu_watch import GpuWatch
 from job.results.metrics import Metrics, Predictions, measure
 from job.runfolder import RunFolder, write_json
 from job.spec.schema import Spec
@@ -50,6 +51,9 @@ class Session:
         self.batches = TrainingBatches(
             splits.train, settings, network.device, network.pixels, spec.augment, spec.train.seed
         )
+        self.clock = self.batches.clock
+        self.tail: dict[str, float] = {}  # seconds by phase after the last epoch
+        self.gpu_watch = GpuWatch(network.device.uuid()) if network.device.kind == "cuda" else None
         self.state = State(network.module, spec, network.device)
         self.losses, self.selection = Losses(), Selection(spec.stop)
         self.best: dict[str, Tensor] | None = None  # the weights of the lowest validation loss
@@ -60,6 +64,7 @@ class Session:
         self.saved: Place | None = None  # where the newest checkpoint stands
 
     def steps(self) -> Iterator[StepDone | EpochDone]:
+        self.clock.take()  # what went before is not training
         return train(self.state, self.batches, self.spec, self.network.device)
 
     def watch(self, done: StepDone) -> RunningLoss | None:
@@ -82,7 +87,8 @@ class Session:
         train_loss, number = self.losses.epoch_mean(), done.epoch + 1
         due = number % self.spec.train.evaluate_every == 0 or number == self.spec.train.epochs
         name, split = self._watched()
-        seen = self._measure_counting(split, poll) if due and split is not None else None
+        with self.clock("evaluate"):
+            seen = self._measure_counting(split, poll) if due and split is not None else None
         self.losses.next_epoch()
         if seen is not None and name == "validation" and self.selection.improved(seen.loss, number):
             self.best = copy_of(self._counting_state())
@@ -91,7 +97,10 @@ class Session:
         speed = done.images / max(done.seconds, 1e-9)
         where = None if seen is None else name
         total = self.spec.train.epochs
-        ended = EpochEnded(number, total, train_loss, done.lr, done.seconds, speed, where, loss, accuracy)
+        split_seconds = self.clock.take()
+        ended = EpochEnded(
+            number, total, train_loss, done.lr, done.seconds, speed, where, loss, accuracy, split_seconds
+        )
         self.history.append(ended)
         return ended
 
@@ -130,7 +139,8 @@ class Session:
         def healthy(copy: dict[str, Any]) -> None:
             refuse_broken((copy["module"][name] for name in names), place.epoch, place.step, lr, kept)
 
-        return self._kept(self.saver.begin(state, place, healthy))
+        with self.clock("save"):
+            return self._kept(self.saver.begin(state, place, healthy))
 
     def saved_meanwhile(self) -> list[Written]:
         """Checkpoints that have become durable since it was last asked; raises what went wrong with one."""
@@ -138,7 +148,8 @@ class Session:
 
     def flush(self) -> list[Written]:
         """The same, once everything is on disk."""
-        return self._kept(self.saver.flush())
+        with self.clock("save"):
+            return self._kept(self.saver.flush())
 
     def _kept(self, written: list[Written]) -> list[Written]:
         if written:
@@ -185,6 +196,7 @@ class Session:
         """Chooses the weights, stores them, and reads the test split for the first and only time."""
         module, model = self.state.module, self.folder.model
         self.flush()
+        self.tail = self.clock.take()
         checkpoint.save_weights(model / "last.pt", module.state_dict())
         weights, epoch = "last" if self.state.ema is None else "ema", self.state.epoch
         module.load_state_dict(self._counting_state())

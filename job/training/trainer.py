@@ -91,7 +91,7 @@ class State:
 def train(state: State, batches: TrainingBatches, spec: Spec, device: Device) -> Iterator[StepDone | EpochDone]:
     """From where the state stands to the last epoch of the spec."""
     forward, criterion = device.compiled(state.module), nn.CrossEntropyLoss(label_smoothing=spec.train.label_smoothing)
-    steps = len(batches)
+    steps, clock = len(batches), batches.clock
 
     def rate(step: int) -> float:
         at = state.epoch * steps + step
@@ -101,17 +101,18 @@ def train(state: State, batches: TrainingBatches, spec: Spec, device: Device) ->
         began = time.monotonic() - state.seconds
         state.module.train()
         asked = time.monotonic()
-        for batch in batches.epoch(state.epoch, state.step):
+        for batch in clock.each("wait", batches.epoch(state.epoch, state.step)):
             waited = time.monotonic() - asked
             lr = rate(state.step)
-            with device.autocast():
-                loss = criterion(forward(batch.images), batch.labels)
-            share = loss if spec.train.accumulate == 1 else loss / _group_size(state.step, steps, spec.train.accumulate)
-            state.scaler.scale(share).backward()
-            state.step += 1
-            whole = state.step % spec.train.accumulate == 0 or state.step == steps
-            if whole:
-                _update(state, lr, spec.train.clip_grad_norm)
+            with clock("compute"):
+                with device.autocast():
+                    loss = criterion(forward(batch.images), batch.labels)
+                group = _group_size(state.step, steps, spec.train.accumulate)
+                state.scaler.scale(loss if group == 1 else loss / group).backward()
+                state.step += 1
+                whole = state.step % spec.train.accumulate == 0 or state.step == steps
+                if whole:
+                    update(state, lr, spec.train.clip_grad_norm)
             state.see(batch.indices)
             state.images, state.seconds = state.images + len(batch.labels), time.monotonic() - began
             yield StepDone(state.epoch, state.step, loss.detach(), lr, len(batch.labels), whole, waited)
@@ -122,7 +123,8 @@ def train(state: State, batches: TrainingBatches, spec: Spec, device: Device) ->
         yield done
 
 
-def _update(state: State, lr: float, longest: float | None) -> None:
+def update(state: State, lr: float, longest: float | None) -> None:
+    """Moves the weights by the gradients that have come together."""
     for group in state.optimizer.param_groups:
         group["lr"] = lr * group.get("lr_ratio", 1.0)
     if longest is not None:
