@@ -98,7 +98,10 @@ def _speed(network: Prepared, splits: Splits, spec: Spec, chosen: tuning.LoaderP
     settings = chosen.settings
     batches = TrainingBatches(splits.train, settings, network.device, network.pixels, spec.augment, spec.train.seed)
     least = spec.train.epochs * len(splits.train.labels) / chosen.model_images_per_second
-    return probe.end_to_end(network, batches, spec, min(LONGEST_TRIAL, TRIAL_SHARE * least))
+    try:
+        return probe.end_to_end(network, batches, spec, min(LONGEST_TRIAL, TRIAL_SHARE * least))
+    finally:
+        batches.close()
 
 
 def _figures(
@@ -114,7 +117,7 @@ def _figures(
         watched_images=watched,
         evaluations=estimate.evaluations(spec.train.epochs, spec.train.evaluate_every),
         final_images=len(splits.test.labels) + min(GAP_IMAGES, len(splits.train.labels)) + held,
-        evaluate_rate=rates.evaluate,
+        evaluate_rate=rates.evaluate / (1 + spec.train.mirror_test),
         checkpoints=_checkpoints(spec, len(splits.train.labels), speed),
         checkpoint_bytes=network.facts.bytes * (COPIES[spec.optimizer.name] + (spec.train.ema is not None)),
     )

@@ -40,7 +40,8 @@ def test_the_ci_sample(tmp_path: Path, cifar10_root: Path) -> None:
     [
         ("cifar10-tutorial.yaml", ()),
         ("cifar10-fast.yaml", ()),
-        ("cifar10.yaml", ("model.width=4",)),
+        ("cifar10.yaml", ("model.width=4", "loader.batch_size=64")),
+        ("cifar10-long.yaml", ("model.width=4", "loader.batch_size=64")),
         ("cifar10-gpu.yaml", ON_CPU),
     ],
 )

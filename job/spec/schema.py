@@ -288,6 +288,8 @@ class Train(Section):
     """Epochs between two evaluations during training."""
     evaluate_on: Literal["validation", "test"] = "validation"
     """What they look at; test is for display only: nothing is ever chosen by it."""
+    mirror_test: bool = False
+    """Classify each image together with its mirror image, by the mean of both, wherever accuracy is measured."""
     label_smoothing: Fraction = 0.0
     """Part of the target spread over all classes."""
     ema: Fraction | None = None

@@ -13,9 +13,18 @@ from job.results.metrics import Predictions
 
 
 def predict(
-    module: nn.Module, split: Split, device: Device, pixels: Pixels, poll: Callable[[], None] | None = None
+    module: nn.Module,
+    split: Split,
+    device: Device,
+    pixels: Pixels,
+    poll: Callable[[], None] | None = None,
+    *,
+    mirrored: bool = False,
 ) -> Predictions:
-    """Softmax of the logits in float32. `poll` is called at each batch and may raise to leave early."""
+    """Softmax of the logits in float32. `poll` is called at each batch and may raise to leave early.
+
+    `mirrored` averages the probabilities with those of each image's mirror image.
+    """
     training = module.training
     module.eval()
     found = []
@@ -23,7 +32,10 @@ def predict(
         for batch in in_order(split, device, pixels):
             if poll is not None:
                 poll()
-            found.append(module(batch.images).float().softmax(1))
+            probabilities = module(batch.images).float().softmax(1)
+            if mirrored:
+                probabilities = (probabilities + module(batch.images.flip(3)).float().softmax(1)) / 2
+            found.append(probabilities)
     module.train(training)
-    probabilities = torch.cat(found).cpu().numpy().astype(np.float32, copy=False)
-    return Predictions(probabilities, np.asarray(split.labels))
+    whole = torch.cat(found).cpu().numpy().astype(np.float32, copy=False)
+    return Predictions(whole, np.asarray(split.labels))

@@ -228,7 +228,8 @@ class Session:
         return self.state.module.state_dict() if ema is None else ema.averaged()
 
     def _predict(self, split: Split, poll: Callable[[], None] | None = None) -> Predictions:
-        return predict(self.state.module, split, self.network.device, self.network.pixels, poll)
+        network, mirrored = self.network, self.spec.train.mirror_test
+        return predict(self.state.module, split, network.device, network.pixels, poll, mirrored=mirrored)
 
     def _measure_counting(self, split: Split, poll: Callable[[], None] | None) -> Metrics:
         """With the weights that count, which training goes on without."""
@@ -252,6 +253,7 @@ class Session:
                 "classes": list(self.splits.classes),
                 "mean": list(self.splits.mean),
                 "std": list(self.splits.std),
+                "mirror_test": self.spec.train.mirror_test,
                 "weights": weights,
                 "epoch": epoch,
             },

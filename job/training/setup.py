@@ -59,9 +59,10 @@ class Saved:
     pixels: Pixels
     shape: tuple[int, int, int]  # (C, H, W)
     classes: tuple[str, ...]
+    mirrored: bool  # train.mirror_test of the run they are from
 
     def predict(self, split: Split) -> Predictions:
-        return predict(self.module, split, self.device, self.pixels)
+        return predict(self.module, split, self.device, self.pixels, mirrored=self.mirrored)
 
 
 def restore(description: dict[str, Any], weights: Path) -> Saved:
@@ -73,4 +74,5 @@ def restore(description: dict[str, Any], weights: Path) -> Saved:
     fill(module, state.get("module", state), str(weights))
     device = choose(Train(), batch_norm=has_batch_norm(module))
     pixels = Pixels.on(device, tuple(description["mean"]), tuple(description["std"]))
-    return Saved(device.place(module), device, pixels, (channels, height, width), tuple(description["classes"]))
+    shape, classes = (channels, height, width), tuple(description["classes"])
+    return Saved(device.place(module), device, pixels, shape, classes, description.get("mirror_test", False))

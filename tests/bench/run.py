@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.bench.common import ROOT, machine
 
-HELPERS = {"common", "lab", "run"}
+HELPERS = {"common", "lab", "run", "test_bench"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
