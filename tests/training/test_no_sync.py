@@ -19,11 +19,11 @@ CPU = Device("cpu", "test", "fp32", compile=False, channels_last=False, threads=
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
 
 
-class Reads(TorchDispatchMode):
+class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own signature
     """Counts operations that would make the host wait for a GPU."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -47,7 +47,8 @@ def steps(optimizer: dict[str, Any], **train_keys: Any) -> list[str]:
     with Reads() as reads:
         for _ in train(state, batches, spec, CPU):
             pass
-    return reads.seen
+    seen: list[str] = reads.seen
+    return seen
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
