@@ -1,6 +1,6 @@
 """A folder of JPEGs: the job against torchvision's ImageFolder with Pillow at its best number of workers.
 
-    python tests/bench/folder.py [--data FOLDER] [--images 20000] [--repeat 3] [--json FILE]
+    python -m tests.bench.folder [--data FOLDER] [--images 20000] [--repeat 3] [--json FILE]
 
 Each measurement is a process of its own, after its imports and one after the other: seconds from listing the folder to
 the last batch of 64 normalised float32 images of an epoch. `first`: nothing is kept yet. `second start`: the decoded
@@ -18,9 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from photos import folder  # type: ignore[import-not-found]
-
 from job.device import cpu_count, cpu_name
+from tests.bench.photos import folder
 
 BATCH = 64
 BARS = {"first": 2.0, "epoch": 5.0}

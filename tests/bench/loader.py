@@ -1,6 +1,6 @@
 """The tuner's choice of loader settings against the best of all settings, each measured at length.
 
-    python tests/bench/loader.py [--data FOLDER] [--seconds 1.5] [--repeat 3] [--json FILE]
+    python -m tests.bench.loader [--data FOLDER] [--seconds 1.5] [--repeat 3] [--json FILE]
 
 Three kinds of data: CIFAR-10 in memory, the JPEG folder of folder.py resized to 64 from its kept copy, and the same
 decoded at each use, as a folder too large for memory and disk is. Speed is images/s of training small_cnn.
@@ -16,8 +16,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from photos import folder  # type: ignore[import-not-found]
-
 from job.data import image_folder, tuning
 from job.data.candidates import PREFETCHES, worker_counts
 from job.data.dataset import load
@@ -27,6 +25,7 @@ from job.spec.load import parse
 from job.spec.schema import Spec
 from job.training import probe
 from job.training.setup import prepare
+from tests.bench.photos import folder
 
 BAR = 0.95
 SPEC = """
