@@ -53,9 +53,10 @@ def newest(runs: Path) -> dict[str, object]:
 
 
 def wait_for(runs: Path, process: "subprocess.Popen[str]") -> None:
-    """Returns when the run trains; a container starts when it starts."""
+    """Returns when the run has trained an epoch and so has something to save; a container starts when it starts."""
     for _ in range(1200):
-        if newest(runs).get("phase") == "train":
+        epoch = newest(runs).get("epoch", 0)
+        if isinstance(epoch, int) and epoch >= 2:
             return
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
