@@ -1,6 +1,7 @@
 """Is this machine fit for a run? A line each for GPU, shared memory, disk, data and store, with the cure."""
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from job.errors import JobError
 SHM_ENOUGH = 2**30  # bytes; Docker gives 64 MiB unless told otherwise
 DISK_ENOUGH = 5 * 2**30  # bytes for checkpoints and a data set
 MEMORY_ENOUGH = 4 * 2**30
+STORE_SECONDS = 15.0  # without a byte from it
 SHM = "/dev/shm"  # noqa: S108 - where worker processes hand over their batches
 
 
@@ -81,16 +83,20 @@ def _spec(path: str) -> Iterator[tuple[bool, str]]:
     except JobError as error:
         yield False, str(error)
         return
-    yield _writable(spec.store.uri)
+    yield from _store(spec.store.uri)
 
 
-def _writable(uri: str) -> tuple[bool, str]:
-    """Writes, reads and deletes a small file where results will go."""
+def _store(uri: str) -> Iterator[tuple[bool, str]]:
+    """Which credentials are found; then writes, reads and deletes a small file where results will go."""
     from job.storage.store import open_store
 
-    name = "doctor-check"
+    name = f"doctor-check-{secrets.token_hex(4)}"
     try:
-        store = open_store(uri)
+        store = open_store(uri, STORE_SECONDS)
+        if uri.startswith("oci://"):
+            from job import auth
+
+            yield True, f"credentials: {auth.find().found}"
         with tempfile.TemporaryDirectory() as folder:
             sent, back = Path(folder) / "sent", Path(folder) / "back"
             sent.write_bytes(os.urandom(64))
@@ -99,5 +105,7 @@ def _writable(uri: str) -> tuple[bool, str]:
             same = sent.read_bytes() == back.read_bytes()
             store.delete(name)
     except JobError as error:
-        return False, f"store: {error}"
-    return same, f"store: {uri} can be written, read and deleted" if same else f"store: {uri} gave back other bytes"
+        yield False, f"store: {error}"
+        return
+    text = f"store: {uri} can be written, read and deleted"
+    yield same, text if same else f"store: {uri} gave back other bytes; write to another one"

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from job.errors import JobError, UsageError
 from job.runfolder import atomic, disk_errors
 
 # scheme → module with open_uri(uri, timeout) -> Store, imported on use
-STORES = {"file": "job.storage.store"}
+STORES = {"file": "job.storage.store", "oci": "job.storage.object_storage"}
 TIMEOUT = 60.0  # seconds without a byte after which a request is given up
 LOCK = ".lock"  # beside the files, never one of them
 NEVER_BETTER = (errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
@@ -102,7 +102,7 @@ class FolderStore:
         if not source.is_file():
             where = f"{self.uri}/{name}"
             raise StoreError(where, "there is no such file", "check the name and the folder", final=True)
-        with _refusals(path), source.open("rb") as stored, atomic(path) as file:
+        with refusals(path), source.open("rb") as stored, atomic(path) as file:
             shutil.copyfileobj(stored, file, 2**20)
 
     def head(self, name: str) -> Entry | None:
@@ -126,15 +126,15 @@ class FolderStore:
     def delete(self, name: str) -> None:
         path = self._path(name)
         if path.exists():
-            with _refusals(path), self._locked():
+            with refusals(path), self._locked():
                 path.unlink(missing_ok=True)
 
     def _write(self, path: Path, name: str, wanted: Callable[[Entry | None], bool]) -> Entry | None:
         """Copies, then takes the lock, asks `wanted` about what is there now, and renames; copying may take long."""
         target = self._path(name)
-        with contextlib.suppress(_UnwantedError), contextlib.ExitStack() as stack, _refusals(target):
+        with contextlib.suppress(_UnwantedError), contextlib.ExitStack() as stack, refusals(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("rb") as source, atomic(target) as file:
+            with _readable(path) as source, atomic(target) as file:
                 shutil.copyfileobj(source, file, 2**20)
                 file.flush()
                 now = time.time_ns()  # finer than the clock of most file systems, so that etags differ
@@ -164,6 +164,15 @@ class _UnwantedError(Exception):
     """Leaves a write before its rename."""
 
 
+def _readable(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise StoreError(
+            str(path), f"it cannot be read ({error.strerror})", "see what removed it", final=True
+        ) from error
+
+
 def _etag(status: os.stat_result) -> str:
     return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
 
@@ -173,7 +182,7 @@ def _is_content(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _refusals(path: Path) -> Iterator[None]:
+def refusals(path: Path) -> Iterator[None]:
     """The operating system's refusals as StoreErrors; those that time may mend are not final."""
     try:
         with disk_errors(path):

@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import functools
 import hashlib
 import json
 import re
@@ -36,7 +37,7 @@ class Identity:
     """One tenancy with one user and one instance. Tokens carry the public key they are for."""
 
     def __init__(self) -> None:
-        self.user_key, self.instance_key = make_key(), make_key()
+        self.user_key, self.instance_key = _keys()
         self.clock = 0.0  # seconds by which the server's clock is ahead
         self.token_seconds = TOKEN_SECONDS
         self.tokens_given = 0
@@ -165,6 +166,12 @@ def write_config(folder: Path, identity: Identity, profile: str = "DEFAULT", tok
     with config.open("a") as file:
         file.write("\n".join(lines) + "\n")
     return config
+
+
+@functools.cache
+def _keys() -> tuple[rsa.RSAPrivateKey, rsa.RSAPrivateKey]:
+    """Made once a process: making them takes longer than most tests."""
+    return make_key(), make_key()
 
 
 def make_key() -> rsa.RSAPrivateKey:

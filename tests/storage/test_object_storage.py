@@ -1,0 +1,417 @@
+"""Object Storage through the real SDK, against the test server: every fault, and nothing lost or altered."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from job.errors import UsageError
+from job.storage import attempts, download
+from job.storage.object_storage import ObjectStore, open_uri
+from job.storage.store import StoreError, open_store
+from tests.object_storage.faults import OTHERS, REFUSALS
+from tests.object_storage.server import ObjectStorage
+
+SMALL, LARGE = os.urandom(700), os.urandom(7_300)  # one request, and eight parts
+FINAL = ("401", "skew", "404", "bucket", "412", "quota")
+PASSING = tuple(kind for kind in (*REFUSALS, *OTHERS) if kind not in FINAL)
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def back(store: ObjectStore, name: str, folder: Path) -> bytes:
+    store.get(name, folder / "back")
+    assert [path.name for path in folder.iterdir() if path.name.endswith(".part")] == []
+    return (folder / "back").read_bytes()
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 5000, 12345])
+def test_what_is_put_comes_back(store: ObjectStore, server: ObjectStorage, tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    entry = store.put(written(tmp_path / "file", content), "a b/ü#?%.bin")
+    assert server.content("runs/a b/ü#?%.bin") == content
+    assert (entry.name, entry.size, entry.etag) == ("a b/ü#?%.bin", size, server.objects["runs/a b/ü#?%.bin"].etag)
+    assert store.head(entry.name) == entry
+    assert store.list() == [entry]
+    assert back(store, entry.name, tmp_path) == content
+    assert server.uploads == {}
+
+
+def test_absent_is_no_error_but_for_get(store: ObjectStore, tmp_path: Path) -> None:
+    assert store.head("a") is None
+    assert not store.exists("a")
+    assert store.list() == []
+    store.delete("a")
+    with pytest.raises(StoreError, match="there is no such object") as caught:
+        store.get("a", tmp_path / "back")
+    assert caught.value.final
+
+
+def test_the_list_goes_over_all_pages(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:
+    for name in ("b/1", "b/2", "b/3", "b-/1", "b/a/1", "c", "a"):
+        store.put(written(tmp_path / "file", b"1"), name)
+    open_store("oci://bucket@space/other").put(tmp_path / "file", "a")
+    server.told.clear()
+    assert [entry.name for entry in store.list()] == ["a", "b-/1", "b/1", "b/2", "b/3", "b/a/1", "c"]
+    assert server.count("list") == 3
+    assert [entry.name for entry in store.list("b/")] == ["b/1", "b/2", "b/3", "b/a/1"]
+    assert len(open_store("oci://bucket").list()) == 8
+
+
+def test_a_condition_is_kept(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:
+    one, two = written(tmp_path / "1", b"1"), written(tmp_path / "2", b"2")
+    first = store.put_if(one, "lease", None)
+    assert first is not None
+    assert store.put_if(two, "lease", None) is None
+    second = store.put_if(two, "lease", first.etag)
+    assert second is not None
+    assert store.put_if(one, "lease", first.etag) is None
+    assert store.put_if(one, "absent", first.etag) is None
+    assert server.content("runs/lease") == b"2"
+    assert store.head("absent") is None
+
+
+def test_a_condition_holds_for_a_large_file_too(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:
+    entry = store.put_if(written(tmp_path / "1", LARGE), "a", None)
+    assert entry is not None
+    assert store.put_if(written(tmp_path / "2", SMALL), "a", None) is None
+    assert server.content("runs/a") == LARGE
+    assert server.count("create_upload") == 0
+
+
+def test_one_of_many_threads_creates(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:
+    server.faults.add("reset_after", "put", times=None, probability=0.5)
+    sources = [written(tmp_path / str(number), str(number).encode()) for number in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        results = list(pool.map(lambda source: store.put_if(source, "once", None), sources))
+    [winner] = [source for source, entry in zip(sources, results, strict=True) if entry is not None]
+    assert server.content("runs/once") == winner.read_bytes()
+
+
+def test_many_threads_share_a_store(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:
+    contents = {f"n{number}": os.urandom(number * 400) for number in range(12)}
+
+    def there_and_back(name: str) -> bool:
+        (tmp_path / name).mkdir()
+        store.put(written(tmp_path / name / "file", contents[name]), name)
+        return back(store, name, tmp_path / name) == contents[name]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(there_and_back, contents))
+    assert server.uploads == {}
+
+
+@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("operation", ["put", "upload_part", "create_upload", "commit_upload", "head", "list_uploads"])
+def test_what_passes_is_outlived_by_put(
+    store: ObjectStore, server: ObjectStorage, tmp_path: Path, kind: str, content: bytes, operation: str
+) -> None:
+    store.put(written(tmp_path / "old", b"old"), "a")
+    server.faults.add(kind, operation, times=2)
+    entry = store.put(written(tmp_path / "file", content), "a")
+    server.faults.clear()
+    if (
+        kind == "flipped"
+        and operation in ("put", "upload_part", "commit_upload")
+        and server.content("runs/a") != content
+    ):
+        with pytest.raises(StoreError, match="what was read has another checksum"):
+            back(store, "a", tmp_path)  # a bit that fell over on the service's disk is found when it is read
+        return
+    assert server.content("runs/a") == content
+    assert store.head("a") == entry
+    assert back(store, "a", tmp_path) == content
+    store.put(written(tmp_path / "file", content), "a")
+    assert server.uploads == {}, "what a broken answer left open is gone with the next upload at the latest"
+
+
+@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("operation", ["get", "head"])
+def test_what_passes_is_outlived_by_get(
+    store: ObjectStore, server: ObjectStorage, tmp_path: Path, kind: str, content: bytes, operation: str
+) -> None:
+    store.put(written(tmp_path / "file", content), "a")
+    server.faults.add(kind, operation, times=2)
+    assert back(store, "a", tmp_path) == content
+
+
+@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize("operation", ["list", "delete", "head", "put", "get"])
+def test_what_passes_is_outlived_by_the_others(
+    store: ObjectStore, server: ObjectStorage, tmp_path: Path, kind: str, operation: str
+) -> None:
+    names = [f"n{number}" for number in range(7)]
+    entries = [store.put(written(tmp_path / "file", b"1"), name) for name in names]
+    server.faults.add(kind, operation, times=1)
+    if operation == "list" and kind == "endless":
+        with pytest.raises(StoreError, match="its list repeats a page") as caught:
+            store.list()
+        assert not caught.value.final
+    assert store.list() == entries
+    assert store.head("n3") == entries[3]
+    store.delete("n3")
+    server.faults.clear()
+    if not (operation == "delete" and kind == "lost"):
+        assert store.head("n3") is None
+    store.delete("n3")
+    made = store.put_if(tmp_path / "file", "n3", None)
+    assert made is not None
+    server.faults.add(kind, operation, times=1)
+    again = store.put_if(written(tmp_path / "file", b"2"), "n3", made.etag)
+    assert again is not None
+    if kind != "flipped":
+        assert server.content("runs/n3") == b"2"
+    server.faults.clear()
+    assert store.head("n3") == again
+
+
+@pytest.mark.parametrize("kind", FINAL)
+@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
+def test_what_is_final_is_told_at_once(
+    store: ObjectStore, server: ObjectStorage, tmp_path: Path, kind: str, content: bytes
+) -> None:
+    source = written(tmp_path / "file", content)
+    store.put(source, "there")
+    calls: list[Callable[[], object]] = [
+        lambda: store.put(source, "a"),
+        lambda: store.get("there", tmp_path / "back"),
+        lambda: store.head("there"),
+        store.list,
+        lambda: store.delete("there"),
+    ]
+    for call in calls:
+        server.faults.add(kind, times=None)
+        server.told.clear()
+        with pytest.raises(StoreError, match=r"opc-(client-)?request-id \w+") as caught:
+            call()
+        assert caught.value.final
+        assert "\n" not in str(caught.value)
+        assert caught.value.where.startswith("oci://bucket@space/runs")
+        assert len(server.told) <= 3, "no retries, but a look at what is open"
+        server.faults.clear()
+    assert sorted(server.objects) == ["runs/there"]
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in PASSING if kind in REFUSALS or kind in ("reset_before", "reset_request", "reset_after")]
+)
+@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
+def test_a_dead_store_costs_few_requests(
+    store: ObjectStore, server: ObjectStorage, tmp_path: Path, kind: str, content: bytes
+) -> None:
+    store.put(written(tmp_path / "file", b"old"), "a")
+    server.faults.add(kind, "put", "upload_part", times=None)
+    server.told.clear()
+    with pytest.raises(StoreError) as caught:
+        store.put(written(tmp_path / "file", content), "a")
+    assert not caught.value.final
+    assert server.count("put", "upload_part") <= 3 * attempts.TRIES
+    server.faults.clear()
+    assert server.uploads == {}
+    if content == LARGE or kind != "reset_after":
+        assert server.content("runs/a") == b"old"
+
+
+def test_a_dead_network_is_one_line(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:
+    store.put(written(tmp_path / "file", SMALL), "a")
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(StoreError, match=r"no answer: connection refused, opc-client-request-id \w{32}") as caught:
+        open_uri("oci://bucket@space/runs", 1.0).put(tmp_path / "file", "a")
+    assert not caught.value.final
+
+
+def test_leftovers_of_a_killed_process_are_aborted(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:
+    for name in ("runs/a", "runs/b"):
+        server.buckets["space/bucket"].begin(name, {}, None, None)
+    store.put(written(tmp_path / "file", LARGE), "a")
+    assert [upload.name for upload in server.uploads.values()] == ["runs/b"]
+
+
+def test_an_object_replaced_half_way_is_read_as_one(
+    store: ObjectStore, server: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(written(tmp_path / "1", LARGE), "a")
+    other, begun, ask = os.urandom(7_100), threading.Event(), download._range
+
+    def replacing(*args: object) -> None:
+        if not begun.is_set():
+            begun.set()
+            store.put(written(tmp_path / "2", other), "a")
+        ask(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(download, "_range", replacing)
+    assert back(store, "a", tmp_path) == other
+
+
+def test_a_broken_download_goes_on(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:
+    store.put(written(tmp_path / "file", LARGE), "a")
+    server.faults.add("503", "get", times=None, after=5)
+    with pytest.raises(StoreError, match="503 ServiceUnavailable"):
+        store.get("a", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+    server.faults.clear()
+    server.told.clear()
+    assert back(store, "a", tmp_path) == LARGE
+    assert server.count("get") == 3, "five of eight ranges were there"
+
+
+def test_a_download_that_was_spoilt_on_disk_begins_again(
+    store: ObjectStore, server: ObjectStorage, tmp_path: Path
+) -> None:
+    store.put(written(tmp_path / "file", LARGE), "a")
+    server.faults.add("503", "get", times=None, after=5)
+    with pytest.raises(StoreError):
+        store.get("a", tmp_path / "back")
+    server.faults.clear()
+    [part] = tmp_path.glob(".back.get.part")
+    part.write_bytes(bytes(len(LARGE)))
+    assert back(store, "a", tmp_path) == LARGE
+
+
+GETS = """
+import sys
+from pathlib import Path
+from job.storage import download
+from job.storage.store import open_store
+download.CHUNK = 50_000
+open_store("oci://bucket@space/runs").get("a", Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_download_goes_on(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:
+    content = os.urandom(1_000_000)
+    store.put(written(tmp_path / "file", content), "a")
+    server.faults.rate = 200_000
+    with subprocess.Popen([sys.executable, "-c", GETS, str(tmp_path / "back")]) as process:
+        while len(list(tmp_path.glob(".back.journal.part"))) == 0 or server.count("get") < 12:
+            assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+    server.faults.clear()
+    server.told.clear()
+    subprocess.run([sys.executable, "-c", GETS, str(tmp_path / "back")], check=True)
+    assert (tmp_path / "back").read_bytes() == content
+    assert server.count("get") < 20
+
+
+def test_a_forked_process_has_its_own_connection(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:
+    store.put(written(tmp_path / "file", SMALL), "a")
+    child = os.fork()
+    if child == 0:
+        store.put(tmp_path / "file", "child")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    store.put(tmp_path / "file", "parent")
+    assert sorted(server.objects) == ["runs/a", "runs/child", "runs/parent"]
+
+
+def test_a_clock_that_is_off_is_named(store: ObjectStore, server: ObjectStorage) -> None:
+    server.identity.clock = -4000.0
+    with pytest.raises(StoreError, match="401 NotAuthenticated, the Date header differs") as caught:
+        store.list()
+    assert caught.value.final
+
+
+def test_what_cannot_be_read_or_written_on_this_side(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"none cannot be read \(No such file"):
+        store.put(tmp_path / "none", "a")
+    store.put(written(tmp_path / "file", SMALL), "a")
+    with pytest.raises(StoreError, match="a file stands where a folder is needed"):
+        store.get("a", tmp_path / "file" / "back")
+
+
+@pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "../a", "a/../b", ".", "n" * 1020])
+def test_a_name_is_plain(store: ObjectStore, tmp_path: Path, name: str) -> None:
+    with pytest.raises(StoreError, match=r"no plain relative name|longer than 1024 bytes") as caught:
+        store.put(written(tmp_path / "file", b"1"), name)
+    assert caught.value.final
+
+
+@pytest.mark.parametrize(
+    "uri", ["oci://", "oci:///a", "oci://b@/a", "oci://b@n/a/../c", "oci://b c/a", "oci://b@n/a//c"]
+)
+def test_a_uri_names_a_bucket(uri: str) -> None:
+    with pytest.raises(UsageError):
+        open_store(uri)
+
+
+def test_a_missing_bucket_is_no_absent_object(environment: None, tmp_path: Path) -> None:
+    other = open_uri("oci://other@space/runs", 1.0)
+    with pytest.raises(StoreError, match="404 BucketNotFound") as caught:
+        other.head("a")
+    assert caught.value.final
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "put_if", "get", "delete", "list", "head"]),
+        st.sampled_from(["a", "b/c", "ü d"]),
+        st.integers(0, 5000),
+    ),
+    min_size=3,
+    max_size=12,
+)
+BREAKS = [kind for kind in PASSING if kind not in ("flipped", "hang", "endless", "lost")]
+
+
+@settings(
+    max_examples=15,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(steps=STEPS, seed=st.integers(0, 2**16), kinds=st.lists(st.sampled_from(BREAKS), min_size=1, max_size=3))
+def test_any_sequence_under_any_faults_is_true_to_a_dictionary(
+    store: ObjectStore,
+    server: ObjectStorage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: list[tuple[str, str, int]],
+    seed: int,
+    kinds: list[str],
+) -> None:
+    monkeypatch.setattr(attempts, "TRIES", 12)
+    server.faults.clear()
+    for entry in store.list():
+        store.delete(entry.name)
+    server.faults._random.seed(seed)
+    for kind in kinds:
+        server.faults.add(kind, times=None, probability=0.15)
+    expected: dict[str, bytes] = {}
+    for number, (step, name, size) in enumerate(steps):
+        content = number.to_bytes(2, "big") * (size // 2)
+        source = written(tmp_path / "file", content)
+        if step == "put":
+            store.put(source, name)
+            expected[name] = content
+        elif step == "put_if":
+            entry = store.put_if(source, name, None)
+            assert (entry is None) == (name in expected)
+            expected.setdefault(name, content)
+        elif step == "delete":
+            store.delete(name)
+            expected.pop(name, None)
+        elif step == "get" and name in expected:
+            assert back(store, name, tmp_path) == expected[name]
+        elif step == "list":
+            assert [(entry.name, entry.size) for entry in store.list()] == sorted(
+                (name, len(content)) for name, content in expected.items()
+            )
+        elif step == "head":
+            assert store.exists(name) == (name in expected)
+    server.faults.clear()
+    assert {name: server.content(f"runs/{name}") for name in expected} == expected
+    assert {name.removeprefix("runs/") for name in server.objects} == set(expected)
