@@ -398,8 +398,8 @@ def test_any_sequence_under_any_faults_is_true_to_a_dictionary(
             store.put(source, name)
             expected[name] = content
         elif step == "put_if":
-            entry = store.put_if(source, name, None)
-            assert (entry is None) == (name in expected)
+            made = store.put_if(source, name, None)
+            assert (made is None) == (name in expected)
             expected.setdefault(name, content)
         elif step == "delete":
             store.delete(name)
