@@ -5,14 +5,21 @@ Exit codes: 0 done · 1 the job failed · 2 bad spec or usage · 3 bad or missin
 """
 
 import argparse
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from job.device import calm_waiting
-from job.errors import JobError
+from job.device import calm_waiting, gpu_count
+from job.errors import JobError, UsageError
+
+if TYPE_CHECKING:
+    from job.interrupt import StopFlag
+    from job.spec.load import Loaded
+    from job.training.distributed import Ranks
 
 DESCRIPTION = "Trains and evaluates an image classifier from a YAML spec, and leaves checkpoints and a report."
 EPILOGUE = """\
@@ -27,6 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; a JobError is one line and an exit code. The only place that catches it."""
     options = parser().parse_args(arguments)
     calm_waiting()
+    code = _call(options)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from job import ranks
+
+        return ranks.leave(code)
+    return code
+
+
+def _call(options: argparse.Namespace) -> int:
     try:
         verb: Callable[[argparse.Namespace], int] = options.verb
         return verb(options)
@@ -107,15 +123,39 @@ def run(options: argparse.Namespace) -> int:
     from job.spec.load import load
 
     loaded = load(options.spec, options.set)
-    with StopFlag(loaded.spec.checkpoint.grace).installed() as stop:
+    stop = StopFlag(loaded.spec.checkpoint.grace)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        if options.run_id is None:
+            raise UsageError("--run-id", "missing", "name the run: processes that start again must find it")
+        from job import ranks
+
+        return ranks.take_part(loaded, lambda several: _lead(options, loaded, stop, several))
+    if (count := gpu_count() if loaded.spec.processes == "gpus" else loaded.spec.processes) > 1:
+        from job import pipeline, ranks
+
+        run_id = options.run_id or pipeline.new_id(loaded.spec)
+        return ranks.launch(_again(options, run_id), count, stop.grace)
+    return _lead(options, loaded, stop)
+
+
+def _lead(options: argparse.Namespace, loaded: "Loaded", flag: "StopFlag", several: "Ranks | None" = None) -> int:
+    with flag.installed() as stop:
         from job import console, pipeline
         from job.environment import process_seconds
 
         began = time.time() - process_seconds()
         with console.make(options.log_format) as screen:
-            for event in pipeline.job(loaded, options.run_id, stop, began, options.stop_after):
+            for event in pipeline.job(loaded, options.run_id, stop, began, options.stop_after, several):
                 screen.show(event)
     return 0
+
+
+def _again(options: argparse.Namespace, run_id: str) -> list[str]:
+    """The words of this command, for the processes that do it together."""
+    words = ["run", options.spec, "--run-id", run_id, "--log-format", options.log_format]
+    words += [word for change in options.set for word in ("--set", change)]
+    words += [] if options.stop_after is None else ["--stop-after", str(options.stop_after)]
+    return words + (["--debug"] if options.debug else [])
 
 
 def validate(options: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ from job.spec.schema import Spec
 PATIENCE = 20.0  # seconds that a run waits for a store's first answer before it begins without it
 LOOK_EVERY = 1.0  # seconds between two looks at the uploader's state while training
 RESTARTS = (1.0, 60.0)  # seconds before a dead uploader is started again, the first time and at most
+LEAVE = 2.0  # seconds of checkpoint.grace kept for leaving itself
 NEWS_EVERY = 15.0  # seconds between two lines while the end waits
 HERE = Path(__file__).resolve().parent.parent
 SHOWN = 5  # names of files in a message
@@ -125,6 +126,8 @@ class Delivery:
 
         `patient` counts the seconds from the last file that was stored.
         """
+        if (left := stop.left()) is not None:
+            timeout = min(timeout, left - LEAVE)
         began, sent = time.monotonic(), None
         asked = stop.reason
         self._over()

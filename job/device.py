@@ -220,6 +220,13 @@ def choose(train: "Train", *, batch_norm: bool) -> Device:
     return Device(kind, name, precision, compiling, channels_last, threads, reasons)
 
 
+def gpu_count() -> int:
+    """GPUs torch may use, without touching them."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def most_threads(wish: "int | str") -> tuple[int, str]:
     """CPU threads before anything is measured, and why."""
     if wish != "auto":

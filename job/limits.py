@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from job.errors import Interrupted, JobError
+from job.gpu_watch import GpuWatch
 from job.interrupt import StopFlag
 
 SAMPLE_EVERY = 1.0  # seconds between two looks at the GPU
@@ -24,8 +25,11 @@ class Limits:
         deadline: tuple[float, str] | None = None,
         after: int | None = None,
         idle: "IdleGpu | None" = None,
+        decide: Callable[[bool], bool] = bool,
     ) -> None:
+        """`decide` makes of this process's wish that of rank 0, where several train together."""
         self.run_id, self.stop, self.deadline, self.left, self.idle = run_id, stop, deadline, after, idle
+        self.decide = decide
 
     def step(self, waited: float) -> None:
         """One step is done, of which `waited` seconds were spent waiting for its images."""
@@ -36,6 +40,12 @@ class Limits:
 
     def leave(self) -> JobError | None:
         """Why to leave after this step, as what is to be raised once everything is saved."""
+        why = self._why()
+        if not self.decide(why is not None):
+            return None
+        return self._interrupted("as rank 0 is") if why is None else why
+
+    def _why(self) -> JobError | None:
         if (wish := self._wish()) is not None:
             return self._interrupted(wish)
         if self.left is not None and self.left <= 0:
@@ -69,9 +79,25 @@ class IdleGpu:
         self, least: float, window: float, busy: Callable[[], float], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.least, self.window, self.busy, self.clock = least, window, busy, clock
+        self.problem = ""  # why nothing is watched
         self.samples: deque[tuple[float, float, float]] = deque()  # time, busy share, seconds waited since the last
         self.began = self.due = clock()
         self.waited = 0.0
+
+    @classmethod
+    def through_nvml(cls, least: float, window: float, uuid: str | None) -> "IdleGpu":
+        """The board's own figure. Where it gives none, `problem` says so and nothing is ended."""
+        board = GpuWatch(uuid)
+
+        def busy() -> float:
+            if board.problem:
+                return 1.0
+            board.look()
+            return board.seen.pop().get("utilization", 1.0) if board.seen else 1.0
+
+        watch = cls(least, window, busy)
+        watch.problem = board.problem
+        return watch
 
     def step(self, waited: float) -> None:
         self.waited += waited

@@ -20,29 +20,35 @@ from job.errors import Interrupted, JobError, UsageError
 from job.events import Begun, Ended, Event, Note, Result, describe
 from job.heartbeat import Heartbeat
 from job.interrupt import StopFlag
-from job.limits import Limits
+from job.limits import IdleGpu, Limits
 from job.planning import Plan
 from job.runfolder import RunFolder, disk_errors, write_status
 from job.spec.load import Loaded, parse
 from job.spec.schema import Spec
+from job.training.distributed import ALONE, Brief, Ranks
 from job.training.session import Session
 
 LOCKS: set[int] = set()  # file descriptors
 
 
 def job(
-    loaded: Loaded, run_id: str | None, stop: StopFlag, began: float | None = None, stop_after: int | None = None
+    loaded: Loaded,
+    run_id: str | None,
+    stop: StopFlag,
+    began: float | None = None,
+    stop_after: int | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Event]:
     """The whole job. Ends with Ended; raises JobError for what the user can act on.
 
     `began` is when the process did, seconds since 1970, so that starting counts as part of the run; `stop_after`
-    interrupts it after that many steps.
+    interrupts it after that many steps. Of several `ranks` this is the first.
     """
     began = time.time() if began is None else began
     folder = open_folder(loaded.spec, run_id)
     uri = target(loaded.spec, folder.id)
     with locked(folder):
-        work = _work(loaded, folder, stop, began, stop_after)
+        work = _work(loaded, folder, stop, began, stop_after, ranks or ALONE)
         if uri is None:
             yield from work
             return
@@ -61,7 +67,9 @@ def upload(folder: RunFolder) -> Iterator[Event]:
         yield from finished(delivery)
 
 
-def _work(loaded: Loaded, folder: RunFolder, stop: StopFlag, began: float, stop_after: int | None) -> Iterator[Event]:
+def _work(
+    loaded: Loaded, folder: RunFolder, stop: StopFlag, began: float, stop_after: int | None, ranks: Ranks
+) -> Iterator[Event]:
     """All of it but the upload."""
     if is_complete(folder):
         yield Note(f"Run {folder.id} is complete: {folder.report('html')}")
@@ -74,8 +82,10 @@ def _work(loaded: Loaded, folder: RunFolder, stop: StopFlag, began: float, stop_
     try:
         with stop.at_once(), beat.alive("data"):
             made = planning.plan(loaded, fetch=True, began=began)
-        training = new_session(made, folder)
-        limits = _limits(made, folder, stop, began, stop_after)
+        training = new_session(made, folder, ranks)
+        limits = _limits(made, folder, stop, began, stop_after, ranks)
+        if limits.idle is not None and limits.idle.problem:
+            yield Note(f"resources.min_gpu_utilization is not watched: {limits.idle.problem}", "warning")
         for event in run(made, training, folder, limits, beat, began):
             _log(folder, event)
             if isinstance(event, Ended):  # nothing is written after the manifest: it names every byte
@@ -96,10 +106,10 @@ def _work(loaded: Loaded, folder: RunFolder, stop: StopFlag, began: float, stop_
             training.saver.settle()  # before the folder is unlocked
 
 
-def new_session(made: Plan, folder: RunFolder) -> Session:
+def new_session(made: Plan, folder: RunFolder, ranks: Ranks = ALONE) -> Session:
     ready = made.ready
     assert ready is not None
-    return Session(made.loaded.spec, ready.splits, ready.network, ready.loader.settings, folder)
+    return Session(made.loaded.spec, ready.splits, ready.network, ready.loader.settings, folder, ranks)
 
 
 def run(
@@ -109,6 +119,7 @@ def run(
     yield from planning.describe(made)
     if made.loaded.spec.checkpoint.resume == "auto":
         yield from resuming.restore(training, folder)
+    training.ranks.tell(Brief(training.batches.settings, training.network.device, training.restored))
     with _timed(made, "train"), training.gpu_watch or contextlib.nullcontext():
         yield from loop.train(training, limits, beat)
     beat.phase("evaluate")
@@ -131,8 +142,7 @@ def run(
 
 def open_folder(spec: Spec, run_id: str | None) -> RunFolder:
     """The run's folder: in the store, or where it is worked on; the id is NAME-DATE-RANDOM unless given."""
-    if run_id is None:
-        run_id = f"{spec.name}-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(3)}"
+    run_id = new_id(spec) if run_id is None else run_id
     if run_id in (".", "..") or "/" in run_id or run_id != run_id.strip() or not run_id:
         raise UsageError("--run-id", f"{run_id!r} cannot name a folder", "use letters, digits, dots and dashes")
     folder = RunFolder(working_folder(spec) / run_id)
@@ -140,9 +150,20 @@ def open_folder(spec: Spec, run_id: str | None) -> RunFolder:
     return folder
 
 
-def _limits(made: Plan, folder: RunFolder, stop: StopFlag, began: float, stop_after: int | None) -> Limits:
+def _limits(
+    made: Plan, folder: RunFolder, stop: StopFlag, began: float, stop_after: int | None, ranks: Ranks
+) -> Limits:
+    assert made.ready is not None
+    device, wanted = made.ready.network.device, made.loaded.spec.resources
     deadline = None if made.limit is None else (began + made.limit[0], made.limit[1])
-    return Limits(folder.id, stop, deadline, stop_after)
+    idle = None
+    if wanted.min_gpu_utilization is not None and device.kind == "cuda":
+        idle = IdleGpu.through_nvml(wanted.min_gpu_utilization, wanted.utilization_window, device.uuid())
+    return Limits(folder.id, stop, deadline, stop_after, idle, ranks.decide)
+
+
+def new_id(spec: Spec) -> str:
+    return f"{spec.name}-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(3)}"
 
 
 def is_complete(folder: RunFolder) -> bool:

@@ -1,6 +1,8 @@
 """What ends a run early, and in which words."""
 
+import sys
 import time
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -77,6 +79,34 @@ def test_where_images_are_there_the_batch_is_too_small() -> None:
 
 def test_a_busy_gpu_is_left_alone() -> None:
     assert idle(Clock(), busy=0.5, waited=0.5, seconds=300) is None
+
+
+class Nvml(ModuleType):
+    """NVML with one board that is idle."""
+
+    def nvmlInit(self) -> None:  # noqa: N802 - their names
+        """Nothing to do."""
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        return uuid
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> SimpleNamespace:  # noqa: N802
+        assert handle == "GPU-1"
+        return SimpleNamespace(gpu=7)
+
+
+def test_the_figure_is_the_boards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml("pynvml"))
+    watch = IdleGpu.through_nvml(0.5, 60.0, "GPU-1")
+    assert watch.problem == ""
+    assert watch.busy() == 0.07
+
+
+def test_without_a_figure_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", ModuleType("pynvml"))
+    watch = IdleGpu.through_nvml(0.5, 60.0, None)
+    assert "nvmlInit" in watch.problem
+    assert watch.busy() == 1.0
 
 
 def test_old_samples_do_not_count() -> None:

@@ -216,19 +216,24 @@ def test_a_worker_that_outlives_the_run_does_not_hold_its_lock(tmp_path: Path) -
     folder = RunFolder(tmp_path / "run")
     folder.make()
     told, tell = os.pipe()
+    heard, ready = os.pipe()
     with pipeline.locked(folder):
         worker = os.fork()
         if worker == 0:
             os.close(tell)
+            os.write(ready, b"1")
             os.read(told, 1)  # until the test has ended
             os._exit(0)
         os.close(told)
+        os.read(heard, 1)
         descriptor = next(iter(pipeline.LOCKS))
         linked = Path(f"/proc/{worker}/fd/{descriptor}")
         assert not linked.exists() or ".lock" not in str(linked.readlink())
     with pipeline.locked(folder):
         os.close(tell)
         os.waitpid(worker, 0)
+    os.close(heard)
+    os.close(ready)
 
 
 def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint(tmp_path: Path) -> None:

@@ -89,9 +89,9 @@ class StopInEvaluation(StopFlag):
         super().__init__()
         predict = evaluate.predict
 
-        def spy(*arguments: Any) -> Any:
+        def spy(*arguments: Any, **keys: Any) -> Any:
             self.reason = "received SIGTERM"
-            return predict(*arguments)
+            return predict(*arguments, **keys)
 
         monkeypatch.setattr(session, "predict", spy)
 

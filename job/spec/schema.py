@@ -298,6 +298,8 @@ class Train(Section):
     """Longest gradient allowed, as an L2 norm."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Mini-batches whose gradients are averaged into one step of the optimizer."""
+    sync_batch_norm: bool = False
+    """Batch norm over the images of all processes instead of each one's own; on GPUs."""
     select: Literal["auto", "last", "best"] = "auto"
     """Weights that count as the result; auto is best where there is a validation part, else last."""
 
@@ -340,6 +342,8 @@ class Resources(Section):
 
     shape: str | None = None
     """OCI shape the run is meant for, such as VM.GPU.A10.1; plan prices it."""
+    processes: Annotated[int, Field(ge=1, le=64)] | Auto = "auto"
+    """Training processes on the machine, each with its share of every batch; auto is one a GPU."""
     nodes: Annotated[int, Field(ge=1, le=1)] = 1
     """Instances; this version trains on one."""
     preemptible: bool = False
@@ -381,6 +385,13 @@ class Spec(Section):
     """Where results end up."""
     resources: Resources = Resources()
     """The machine and its limits."""
+
+    @property
+    def processes(self) -> int | Literal["gpus"]:
+        """Training processes: a number, or as many as there are GPUs."""
+        if self.resources.processes != "auto":
+            return self.resources.processes
+        return 1 if self.train.device == "cpu" else "gpus"
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "Spec":

@@ -10,6 +10,7 @@ from job.data.dataset import Split
 from job.data.loader import Pixels, in_order
 from job.device import Device
 from job.results.metrics import Predictions
+from job.training.distributed import ALONE, Ranks
 
 
 def predict(
@@ -18,18 +19,22 @@ def predict(
     device: Device,
     pixels: Pixels,
     poll: Callable[[], None] | None = None,
+    ranks: Ranks = ALONE,
     *,
     mirrored: bool = False,
 ) -> Predictions:
     """Softmax of the logits in float32. `poll` is called at each batch and may raise to leave early.
 
-    `mirrored` averages the probabilities with those of each image's mirror image.
+    `mirrored` averages the probabilities with those of each image's mirror image. Each rank looks at its part of the
+    split, and all of them know what was found.
     """
     training = module.training
     module.eval()
-    found = []
+    found: list[torch.Tensor] = []
+    part = ranks.share(len(split.labels))
+    mine = split if ranks.count == 1 else Split(split.images[part], split.labels[part])
     with torch.inference_mode(), device.autocast():
-        for batch in in_order(split, device, pixels):
+        for batch in in_order(mine, device, pixels):
             if poll is not None:
                 poll()
             probabilities = module(batch.images).float().softmax(1)
@@ -37,5 +42,5 @@ def predict(
                 probabilities = (probabilities + module(batch.images.flip(3)).float().softmax(1)) / 2
             found.append(probabilities)
     module.train(training)
-    whole = torch.cat(found).cpu().numpy().astype(np.float32, copy=False)
-    return Predictions(whole, np.asarray(split.labels))
+    rows = torch.cat(found).cpu().numpy().astype(np.float32, copy=False) if found else None
+    return Predictions(ranks.together(rows), np.asarray(split.labels))

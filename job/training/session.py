@@ -20,6 +20,7 @@ from job.runfolder import RunFolder, write_json
 from job.spec.schema import Spec
 from job.training import checkpoint, identity
 from job.training.checkpoint import Place
+from job.training.distributed import ALONE, Ranks
 from job.training.evaluate import predict
 from job.training.progress import CHECK_EVERY, Losses, Selection, copy_of, refuse_broken
 from job.training.saving import Saver, Written
@@ -46,10 +47,26 @@ class Outcome:
 class Session:
     """Owns the training state. The pipeline drives it and decides what becomes of the news."""
 
-    def __init__(self, spec: Spec, splits: Splits, network: Prepared, settings: Settings, folder: RunFolder) -> None:
-        self.spec, self.splits, self.network, self.folder = spec, splits, network, folder
+    def __init__(
+        self,
+        spec: Spec,
+        splits: Splits,
+        network: Prepared,
+        settings: Settings,
+        folder: RunFolder,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.spec, self.splits, self.network, self.folder, self.ranks = spec, splits, network, folder, ranks
+        ranks.refuse_empty_shares(len(splits.train.labels), settings.batch_size)
         self.batches = TrainingBatches(
-            splits.train, settings, network.device, network.pixels, spec.augment, spec.train.seed
+            splits.train,
+            settings,
+            network.device,
+            network.pixels,
+            spec.augment,
+            spec.train.seed,
+            ranks.rank,
+            ranks.count,
         )
         self.clock = self.batches.clock
         self.tail: dict[str, float] = {}  # seconds by phase after the last epoch
@@ -62,10 +79,11 @@ class Session:
         self.identity = identity.of(spec, splits, network.device)
         self.saver = Saver(folder, spec.checkpoint.keep)
         self.saved: Place | None = None  # where the newest checkpoint stands
+        self.restored: Path | None = None  # the checkpoint this process went on from
 
     def steps(self) -> Iterator[StepDone | EpochDone]:
         self.clock.take()  # what went before is not training
-        return train(self.state, self.batches, self.spec, self.network.device)
+        return train(self.state, self.batches, self.spec, self.network.device, self.ranks)
 
     def watch(self, done: StepDone) -> RunningLoss | None:
         """Takes in a step; the running loss where one is due. JobError when the loss is no number."""
@@ -92,7 +110,8 @@ class Session:
         self.losses.next_epoch()
         if seen is not None and name == "validation" and self.selection.improved(seen.loss, number):
             self.best = copy_of(self._counting_state())
-            self.saver.weights(self.folder.model / "best.pt", self.best)
+            if self.ranks.leads:
+                self.saver.weights(self.folder.model / "best.pt", self.best)
         loss, accuracy = (None, None) if seen is None else (seen.loss, seen.accuracy)
         speed = done.images / max(done.seconds, 1e-9)
         where = None if seen is None else name
@@ -124,7 +143,7 @@ class Session:
             place = Place(unevaluated.epoch, len(self.batches), self.total)
             again = {"epoch": place.epoch, "step": place.step}
             state |= {**again, "images": unevaluated.images, "seconds": unevaluated.seconds}
-        if place == self.saved:
+        if place == self.saved or not self.ranks.leads:
             return []
         self.saved = place
         state |= {
@@ -166,7 +185,7 @@ class Session:
         if (state.epoch, state.step) > (self.spec.train.epochs, 0):
             what = f"it stands in epoch {state.epoch + 1}, and train.epochs is {self.spec.train.epochs}"
             raise UsageError(str(path), what, f"set train.epochs to {state.epoch + 1} or more")
-        self.saved = Place(state.epoch, state.step, self.total)
+        self.saved, self.restored = Place(state.epoch, state.step, self.total), path
         self.losses.kept = str(path)
         self.losses.restore(saved["losses"])
         self.selection.restore(saved["selection"])
@@ -229,7 +248,9 @@ class Session:
 
     def _predict(self, split: Split, poll: Callable[[], None] | None = None) -> Predictions:
         network, mirrored = self.network, self.spec.train.mirror_test
-        return predict(self.state.module, split, network.device, network.pixels, poll, mirrored=mirrored)
+        poll = poll if self.ranks.count == 1 else None  # the others would wait for this one's part
+        module = self.state.module
+        return predict(module, split, network.device, network.pixels, poll, self.ranks, mirrored=mirrored)
 
     def _measure_counting(self, split: Split, poll: Callable[[], None] | None) -> Metrics:
         """With the weights that count, which training goes on without."""

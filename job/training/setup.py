@@ -31,8 +31,11 @@ class Prepared:
     facts: ModelFacts
 
 
-def prepare(spec: Spec, splits: Splits) -> Prepared:
-    """Settles the device and builds the network; equal specs and data give equal weights."""
+def prepare(spec: Spec, splits: Splits, settled: Device | None = None) -> Prepared:
+    """Settles the device and builds the network; equal specs and data give equal weights.
+
+    `settled` is what another process of the same run has found out about the device.
+    """
     generators.seed(stream(spec.train.seed, 0) >> 31)
     height, width, channels = splits.train.images.shape[1:]
     shape = (channels, height, width)
@@ -40,6 +43,8 @@ def prepare(spec: Spec, splits: Splits) -> Prepared:
     if spec.model.weights is not None:
         load_weights(module, spec.model.weights)
     device = choose(spec.train, batch_norm=has_batch_norm(module))
+    if settled is not None:
+        device = settled.on_threads(settled.threads)
     pixels = Pixels.on(device, splits.mean, splits.std)
     if spec.model.weights is None:
         initialise(module, pixels(device.tensor(splits.train.images[:WHITENING_IMAGES])).cpu())

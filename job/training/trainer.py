@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from job.data.draws import stream
 from job.data.loader import TrainingBatches
 from job.device import Device
 from job.spec.schema import Spec
-from job.training.generators import generators, set_generators
+from job.training.distributed import ALONE, Ranks
+from job.training.generators import generators, seed, set_generators
 from job.training.optim import Ema, learning_rate, make_optimizer
 
 
@@ -88,10 +90,15 @@ class State:
         self.seen = hashlib.blake2b(self.seen + indices.tobytes(), digest_size=16).digest()
 
 
-def train(state: State, batches: TrainingBatches, spec: Spec, device: Device) -> Iterator[StepDone | EpochDone]:
-    """From where the state stands to the last epoch of the spec."""
-    forward, criterion = device.compiled(state.module), nn.CrossEntropyLoss(label_smoothing=spec.train.label_smoothing)
-    steps, clock = len(batches), batches.clock
+def train(
+    state: State, batches: TrainingBatches, spec: Spec, device: Device, ranks: Ranks = ALONE
+) -> Iterator[StepDone | EpochDone]:
+    """From where the state stands to the last epoch of the spec. Losses and images are those of all ranks."""
+    if spec.train.sync_batch_norm:
+        ranks.share_statistics(state.module, device.kind)
+    forward = ranks.wrap(device.compiled(state.module))
+    criterion = nn.CrossEntropyLoss(label_smoothing=spec.train.label_smoothing)
+    steps, together, clock = len(batches), spec.train.accumulate, batches.clock
 
     def rate(step: int) -> float:
         at = state.epoch * steps + step
@@ -103,19 +110,24 @@ def train(state: State, batches: TrainingBatches, spec: Spec, device: Device) ->
         asked = time.monotonic()
         for batch in clock.each("wait", batches.epoch(state.epoch, state.step)):
             waited = time.monotonic() - asked
+            if not ranks.leads:  # its random numbers are its own, and the same after an interruption
+                seed(stream(spec.train.seed, state.epoch, state.step, ranks.rank))
             lr = rate(state.step)
+            whole = (state.step + 1) % together == 0 or state.step + 1 == steps
             with clock("compute"):
-                with device.autocast():
-                    loss = criterion(forward(batch.images), batch.labels)
-                group = _group_size(state.step, steps, spec.train.accumulate)
-                state.scaler.scale(loss if group == 1 else loss / group).backward()
+                with ranks.waiting(forward, whole):
+                    with device.autocast():
+                        loss = criterion(forward(batch.images), batch.labels)
+                    loss = ranks.weighted(loss, len(batch.labels), len(batch.indices))
+                    group = _group_size(state.step, steps, together)
+                    state.scaler.scale(loss if group == 1 else loss / group).backward()  # type: ignore[no-untyped-call]
                 state.step += 1
-                whole = state.step % spec.train.accumulate == 0 or state.step == steps
                 if whole:
                     update(state, lr, spec.train.clip_grad_norm)
             state.see(batch.indices)
-            state.images, state.seconds = state.images + len(batch.labels), time.monotonic() - began
-            yield StepDone(state.epoch, state.step, loss.detach(), lr, len(batch.labels), whole, waited)
+            images = len(batch.indices)
+            state.images, state.seconds = state.images + images, time.monotonic() - began
+            yield StepDone(state.epoch, state.step, ranks.mean(loss.detach()), lr, images, whole, waited)
             asked = time.monotonic()
         device.wait()
         done = EpochDone(state.epoch, rate(steps - 1), state.images, time.monotonic() - began)

@@ -1,0 +1,154 @@
+"""Several processes that train one network: who is one of how many, and what they tell each other.
+
+    ranks = distributed.join()          started by torchrun; a process by itself is `ALONE`
+
+Each rank takes its share of every batch. DDP averages the gradients; a rank's loss is weighted by its share, so that
+the average is that of the whole batch also where shares differ. Losses and evaluations are put together exactly. Rank
+0 alone writes, and alone decides when to stop or save. Tensors on the CPU travel through gloo, on GPUs through NCCL.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from job.data.loader import Settings
+from job.device import Device
+from job.errors import UsageError
+
+PATIENCE = timedelta(days=1)  # others wait while rank 0 reads data; a rank that dies is noticed by its connection
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module as it is called in training: its gradients become the average over all ranks."""
+        if self.count == 1:
+            return module
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(module)
+
+    def share_statistics(self, module: nn.Module, device: str) -> None:
+        """Batch norm over the images of all ranks, in place: the parameters stay who they are."""
+        if self.count == 1:
+            return
+        if device != "cuda":
+            raise UsageError("train.sync_batch_norm", "torch has it for GPUs only", "set it to false")
+        for parent in list(module.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, _BatchNorm):
+                    setattr(parent, name, _synced(child))
+
+    def waiting(self, module: nn.Module, whole: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward: gradients that are added up first are exchanged with the last of them only."""
+        if self.count == 1 or whole:
+            return contextlib.nullcontext()
+        wait: AbstractContextManager[Any] = module.no_sync()  # type: ignore[operator]  # DDP's
+        return wait
+
+    def weighted(self, loss: Tensor, mine: int, whole: int) -> Tensor:
+        """The mean over this rank's images, so that the ranks' average is the mean over the whole batch."""
+        return loss if self.count == 1 else loss * (mine * self.count / whole)
+
+    def mean(self, weighted: Tensor) -> Tensor:
+        """Of all ranks; on the device, without waiting for it."""
+        if self.count == 1:
+            return weighted
+        total = weighted.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total / self.count
+
+    def decide(self, wish: bool) -> bool:
+        """Rank 0's answer, everywhere. All ranks ask at the same places."""
+        if self.count == 1:
+            return wish
+        answer = torch.tensor([wish], dtype=torch.uint8)
+        torch.distributed.broadcast(answer, 0)
+        return bool(answer)
+
+    def share(self, images: int) -> slice:
+        """This rank's part of so many images in their order: sizes differ by one at most."""
+        return slice(images * self.rank // self.count, images * (self.rank + 1) // self.count)
+
+    def refuse_empty_shares(self, images: int, batch_size: int) -> None:
+        """Every step needs an image for each rank: a mean over none is no number."""
+        smallest = min(batch_size, images % batch_size or batch_size)
+        if smallest < self.count:
+            what = f"a batch of {smallest} cannot be shared by {self.count} processes"
+            raise UsageError("loader.batch_size", what, "choose another one, or fewer resources.processes")
+
+    def together(self, rows: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Every rank's rows, in the order of the ranks, on every rank; None where a rank has none."""
+        if self.count == 1:
+            assert rows is not None
+            return rows
+        shape = (0, 0) if rows is None else rows.shape
+        shapes = [torch.zeros(2, dtype=torch.int64) for _ in range(self.count)]
+        torch.distributed.all_gather(shapes, torch.tensor(shape))
+        longest, columns = torch.stack(shapes).amax(0).tolist()
+        padded = torch.zeros(longest, columns)
+        if rows is not None:
+            padded[: len(rows)] = torch.from_numpy(rows)
+        found = [torch.empty_like(padded) for _ in range(self.count)]
+        torch.distributed.all_gather(found, padded)
+        return np.concatenate([part[: int(size[0])].numpy() for part, size in zip(found, shapes, strict=True)])
+
+    def tell(self, value: object) -> None:
+        """From rank 0 to all that `listen`."""
+        if self.count > 1:
+            torch.distributed.broadcast_object_list([value], 0, device=torch.device("cpu"))
+
+    def listen(self) -> Any:
+        found: list[Any] = [None]
+        torch.distributed.broadcast_object_list(found, 0, device=torch.device("cpu"))
+        return found[0]
+
+
+ALONE = Ranks()
+
+
+def _synced(layer: nn.Module) -> nn.Module:
+    made: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(layer)  # type: ignore[no-untyped-call]
+    return made
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What rank 0 has settled and the others need."""
+
+    settings: Settings
+    device: Device
+    checkpoint: Path | None
+
+
+@contextlib.contextmanager
+def join() -> Iterator[Ranks]:
+    """Meets the others, as torchrun's environment says. RuntimeError of torch where one of them is lost."""
+    gpus = torch.cuda.is_available()
+    if gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+    try:
+        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,194 @@
+"""Two and three processes over gloo against one: the same losses, the same weights, every image counted once."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from job.data.dataset import Split
+from job.data.loader import Pixels, Settings, TrainingBatches
+from job.device import Device
+from job.errors import UsageError
+from job.spec.schema import Augment, Spec
+from job.training.distributed import ALONE, Ranks, join
+from job.training.evaluate import predict
+from job.training.trainer import State, StepDone, train
+
+CPU = Device("cpu", "test", "fp32", compile=False, channels_last=False, threads=1)
+ROOT = str(Path(__file__).resolve().parents[2])
+IMAGES, BATCH, EPOCHS = 91, 8, 5  # the last batch has three images: shares of one and two
+RUN = """
+name: two
+dataset: {name: digits, subset: 300, validation: 0.2}
+loader: {batch_size: 32}
+model: {name: resnet9, width: 2}
+optimizer: {name: sgd, lr: 0.05}
+train: {epochs: 3, log_every: 1, device: cpu}
+resources: {processes: 2}
+"""
+
+
+def work(ranks: Ranks, keys: dict[str, Any], saved: str | None = None) -> dict[str, Any]:
+    """A training and an evaluation, as one of several processes or alone."""
+    generator = np.random.default_rng(1)
+    split = Split(generator.integers(0, 256, (IMAGES, 6, 6, 3), dtype=np.uint8), generator.integers(0, 3, IMAGES))
+    pixels = Pixels.on(CPU, (0.5,) * 3, (0.5,) * 3)
+    given = {"dataset": {"name": "digits"}, "model": {"name": "resnet9"}, "optimizer": {"lr": 0.1}}
+    spec = Spec.model_validate({**given, "train": {"epochs": EPOCHS, "ema": 0.9, **keys}})
+    settings = Settings(BATCH, resident=True)
+    batches = TrainingBatches(
+        split, settings, CPU, pixels, Augment(flip=True, crop_padding=1), 0, ranks.rank, ranks.count
+    )
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+    state = State(module, spec, CPU)
+    if saved is not None:
+        state.restore(torch.load(saved, weights_only=True))
+    events = list(train(state, batches, spec, CPU, ranks))
+    found = predict(state.module, split, CPU, pixels, None, ranks)
+    return {
+        "losses": [float(event.loss) for event in events if isinstance(event, StepDone)],
+        "images": [event.images for event in events],
+        "weights": state.module.state_dict(),
+        "state": state.to_dict(),
+        "probabilities": torch.from_numpy(found.probabilities),
+    }
+
+
+def together(tmp_path: Path, count: int, keys: dict[str, Any], saved: str | None = None) -> list[dict[str, Any]]:
+    """What each of `count` processes found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, json.dumps(keys), str(tmp_path / f"{rank}.pt"), saved or ""],
+            env={**os.environ, **environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": ROOT},
+        )
+        for rank in range(count)
+    ]
+    assert [process.wait(120) for process in processes] == [0] * count
+    return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+@pytest.mark.parametrize("keys", [{}, {"accumulate": 2, "clip_grad_norm": 0.5}], ids=["plain", "accumulated"])
+def test_two_are_one(tmp_path: Path, keys: dict[str, Any]) -> None:
+    alone = work(ALONE, keys)
+    first, second = together(tmp_path, 2, keys)
+    assert len(alone["losses"]) == 60
+    assert first["images"] == alone["images"]
+    assert np.abs(np.subtract(first["losses"], alone["losses"])).max() < 1e-5
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(first["weights"][name], weight, rtol=1e-4, atol=1e-5)
+        assert torch.equal(first["weights"][name], second["weights"][name]), "the ranks never drift apart"
+    assert first["losses"] == second["losses"]
+
+
+def test_three_look_at_every_image_once_and_in_order(tmp_path: Path) -> None:
+    found = together(tmp_path, 3, {})
+    alone = work(ALONE, {})
+    for one in found:
+        assert one["probabilities"].shape == (IMAGES, 3)
+        torch.testing.assert_close(one["probabilities"], alone["probabilities"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_checkpoint_of_two_is_one_of_one_and_back(tmp_path: Path) -> None:
+    state = together(tmp_path, 2, {"epochs": 1})[0]["state"]
+    saved = tmp_path / "saved.pt"
+    torch.save(state, saved)
+    alone = work(ALONE, {"epochs": 1}, str(saved))
+    assert alone["losses"] == []
+    assert all(torch.equal(alone["weights"][name], weight) for name, weight in state["module"].items())
+    torch.save(alone["state"], saved)
+    (tmp_path / "back").mkdir()
+    back = together(tmp_path / "back", 2, {"epochs": 1}, str(saved))
+    for one in back:
+        assert all(torch.equal(one["weights"][name], weight) for name, weight in state["module"].items())
+        assert one["state"]["seen"] == state["seen"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("images", [0, 1, 2, 10, 11])
+def test_shares_are_all_images_once(count: int, images: int) -> None:
+    shares = [list(range(images)[Ranks(rank, count).share(images)]) for rank in range(count)]
+    assert [image for share in shares for image in share] == list(range(images))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_batch_that_leaves_a_rank_without_an_image_is_refused() -> None:
+    Ranks(0, 2).refuse_empty_shares(64, 32)
+    Ranks(0, 2).refuse_empty_shares(66, 32)
+    with pytest.raises(UsageError, match="a batch of 1 cannot be shared by 2 processes"):
+        Ranks(0, 2).refuse_empty_shares(65, 32)
+
+
+def test_statistics_of_all_need_gpus() -> None:
+    with pytest.raises(UsageError, match="torch has it for GPUs only"):
+        Ranks(0, 2).share_statistics(nn.BatchNorm2d(3), "cpu")
+
+
+def descendants(parent: int) -> list[int]:
+    children = [int(name) for name in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    return [*children, *(found for child in children for found in descendants(child))]
+
+
+def start(tmp_path: Path, *changes: str, more: Sequence[str] = ()) -> "subprocess.Popen[str]":
+    (tmp_path / "spec.yaml").write_text(RUN)
+    command = [sys.executable, "-m", "job", "run", str(tmp_path / "spec.yaml"), "--run-id", "run"]
+    sets = [word for change in (f"store.uri={tmp_path}", *changes) for word in ("--set", change)]
+    return subprocess.Popen([*command, *sets, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def rank(process: "subprocess.Popen[str]", number: int) -> int:
+    for child in descendants(process.pid):
+        if f"\0RANK={number}\0" in Path(f"/proc/{child}/environ").read_text():
+            return child
+    raise AssertionError(number)
+
+
+@pytest.mark.slow
+def test_kill_9_of_one_of_two_ends_in_one_result(tmp_path: Path) -> None:
+    with start(tmp_path, "train.epochs=12") as process:
+        assert process.stdout is not None
+        assert any(line.startswith("Saved") for line in process.stdout)
+        os.kill(rank(process, 1), signal.SIGKILL)
+        said, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert "Resumed from step-" in said
+    assert said.count("Done: run") == 1
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "complete"
+    history = json.loads((tmp_path / "run/report.json").read_text())["history"]
+    assert [entry["epoch"] for entry in history] == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_sigterm_interrupts_both_and_one_process_goes_on(tmp_path: Path) -> None:
+    with start(tmp_path, "train.epochs=100000") as process:
+        assert process.stdout is not None
+        assert any(line.startswith("[2,") for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "run: stopped, received SIGTERM; go on with --run-id run" in errors
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "interrupted"
+    with start(tmp_path, "train.epochs=100000", "resources.processes=1", more=["--stop-after", "1"]) as process:
+        said, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "Resumed from step-" in said
+    assert "--stop-after is reached" in errors
+
+
+if __name__ == "__main__":
+    with join() as ranks_here:
+        torch.save(work(ranks_here, json.loads(sys.argv[1]), sys.argv[3] or None), sys.argv[2])
