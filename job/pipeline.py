@@ -81,7 +81,7 @@ def _work(
     made, training, beat = None, None, Heartbeat(folder)
     try:
         with stop.at_once(), beat.alive("data"):
-            made = planning.plan(loaded, fetch=True, began=began)
+            made = planning.plan(loaded, fetch=True, began=began, phase=beat.phase)
         training = new_session(made, folder, ranks)
         limits = _limits(made, folder, stop, began, stop_after, ranks)
         if limits.idle is not None and limits.idle.problem:

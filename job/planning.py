@@ -1,7 +1,7 @@
 """What would run: every `auto` settled, every part built. The plan is the object that runs, so it cannot lie."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from job import estimate
@@ -54,11 +54,18 @@ class Plan:
         return min(limits, default=None)
 
 
-def plan(loaded: Loaded, *, fetch: bool, began: float | None = None, remeasure: bool = False) -> Plan:
+def plan(
+    loaded: Loaded,
+    *,
+    fetch: bool,
+    began: float | None = None,
+    remeasure: bool = False,
+    phase: Callable[[str], None] = lambda _: None,
+) -> Plan:
     """Reads the data, builds the network, measures both. Without `fetch` nothing is written or downloaded.
 
     `remeasure` passes over what an earlier run found out about loading. `began` is when the process did, seconds since
-    1970: what went by until here is part of the estimated time.
+    1970: what went by until here is part of the estimated time. `phase` is told what is being done.
     """
     began = time.time() if began is None else began
     spec = loaded.spec
@@ -70,6 +77,7 @@ def plan(loaded: Loaded, *, fetch: bool, began: float | None = None, remeasure: 
     came = time.monotonic()
     splits = dataset.load(spec.dataset, keep=fetch)
     read = time.monotonic()
+    phase("tune")
     network, rates = probe.measure(prepare(spec, splits), splits.train, spec)
     chosen = _tune(network, rates.train, splits, spec, reads=not remeasure, writes=fetch)
     speed = _speed(network, splits, spec, chosen)

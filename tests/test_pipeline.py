@@ -297,9 +297,9 @@ def test_early_stopping_and_best_weights_look_at_validation_alone(
     looked_at: list[int] = []
     predict = evaluate.predict
 
-    def spy(module: Any, split: Any, *rest: Any) -> Any:
+    def spy(module: Any, split: Any, *rest: Any, **keys: Any) -> Any:
         looked_at.append(len(split.labels))
-        return predict(module, split, *rest)
+        return predict(module, split, *rest, **keys)
 
     monkeypatch.setattr(session, "predict", spy)
     keys = ["dataset.validation=0.3", "stop.patience=1", "stop.min_delta=100", "train.epochs=10"]

@@ -14,6 +14,7 @@ import torch
 from job import pipeline
 from job.errors import Interrupted, JobError, UsageError
 from job.events import Ended, EpochEnded, Event, Note, Saved
+from job.heartbeat import Heartbeat
 from job.interrupt import StopFlag
 from job.spec.load import parse
 from job.training import evaluate, identity, session
@@ -80,6 +81,19 @@ def test_everything_in_the_last_checkpoint_is_what_it_would_have_been(whole: Pat
     job(tmp_path)
     assert different(state(whole), state(tmp_path)) == []
     assert len(state(whole)["seen"]) == 32
+
+
+def test_the_heartbeat_tells_the_phases_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    phase = Heartbeat.phase
+
+    def spy(self: Heartbeat, name: str) -> None:
+        told.append(name)
+        phase(self, name)
+
+    monkeypatch.setattr(Heartbeat, "phase", spy)
+    job(tmp_path, "train.epochs=2")
+    assert told == ["data", "tune", "train", "evaluate", "report"]
 
 
 class StopInEvaluation(StopFlag):

@@ -173,6 +173,16 @@ def test_kill_9_of_one_of_two_ends_in_one_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_the_user_can_mend_is_told_once_and_not_tried_again(tmp_path: Path) -> None:
+    with start(tmp_path, "loader.batch_size=239") as process:  # 240 images: the second batch has one
+        said, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert said.count("Run run in") == 1
+    assert "loader.batch_size: a batch of 1 cannot be shared by 2 processes" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
 def test_sigterm_interrupts_both_and_one_process_goes_on(tmp_path: Path) -> None:
     with start(tmp_path, "train.epochs=100000") as process:
         assert process.stdout is not None
