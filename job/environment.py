@@ -10,7 +10,7 @@ from pathlib import Path
 from job.device import available_memory, cpu_count, cpu_name
 from job.runfolder import sha256
 
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pillow", "gpu-job")
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "gpu-job")
 HERE = Path(__file__).resolve().parent.parent
 
 

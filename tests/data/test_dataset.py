@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from job.data import fetch, official
 from job.data.dataset import load, locate
@@ -135,6 +136,19 @@ def test_digits_need_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (splits.train.images[:].min(), splits.train.images[:].max()) == (0, 255)
     assert locate(spec("digits")).kind == "bundled"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    digits = load_digits()
+    splits = load(spec("digits"))
+    given = np.round(digits.images * 255 / 16).astype(np.uint8)[..., None]
+    key = [images.tobytes() + bytes([label]) for images, label in zip(given, digits.target, strict=True)]
+    ours = [
+        image.tobytes() + bytes([label])
+        for part in (splits.train, splits.test)
+        for image, label in zip(part.images[:], part.labels, strict=True)
+    ]
+    assert sorted(ours) == sorted(key)
 
 
 def test_normalisation_is_measured_or_given() -> None:
