@@ -23,6 +23,7 @@ FIXED_TIME = 1577836800  # 2020-01-01; every file gets it: times are part of a l
 TORCHS_OWN = re.compile(r"torch|torchvision|triton|cuda-.*|nvidia-(?!ml-py).*")
 TORCH_ALONE = {"filelock", "fsspec", "mpmath", "networkx", "setuptools", "sympy"}  # asks for these; a test looks
 TRIMMED = ("PIL", "fontTools", "kiwisolver", "matplotlib", "networkx", "numpy", "sympy")
+KEPT = (".py", ".yaml", ".json", ".npz")  # of the job, beside its templates
 SOURCES = ("c", "cpp", "pxd", "pyi", "pyx")
 # A service of OCI's SDK is a folder with models; these are kept of some 150, the job calls no other.
 SERVICES = {
@@ -53,7 +54,7 @@ def job() -> None:
     packages = next((LAYERS / "rest").glob("opt/venv/lib/python3*/site-packages")).relative_to(LAYERS / "rest")
     _placed("job", "/" / packages / "job.pth").write_text(f"{JOB}\n", encoding="utf-8")
     for source in sorted((BUILD / "job").rglob("*")):  # what else lies about in a checkout stays out
-        if source.is_file() and (source.suffix in (".py", ".yaml", ".json", ".npz") or source.parent.name == "templates"):
+        if source.is_file() and (source.suffix in KEPT or source.parent.name == "templates"):
             shutil.copy(source, _placed("job", JOB / source.relative_to(BUILD)))
     shutil.copy(BUILD / "requirements.txt", _placed("job", JOB / "requirements.txt"))
     shutil.copy(BUILD / "healthcheck", _placed("job", JOB / "healthcheck"))
