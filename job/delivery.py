@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from job.errors import UploadError, UsageError
+from job.errors import Interrupted, JobError, UploadError, UsageError
 from job.events import Ended, Event, Note, Progress, Stored
 from job.interrupt import StopFlag
 from job.runfolder import OUTBOX, STATE, RunFolder, disk_errors, read_state
@@ -32,6 +32,7 @@ RESTARTS = (1.0, 60.0)  # seconds before a dead uploader is started again, the f
 LEAVE = 2.0  # seconds of checkpoint.grace kept for leaving itself
 NEWS_EVERY = 15.0  # seconds between two lines while the end waits
 HERE = Path(__file__).resolve().parent.parent
+LEAVE = 2.0  # seconds kept for the exit itself
 SHOWN = 5  # names of files in a message
 
 
@@ -57,7 +58,7 @@ class Delivery:
     ) -> None:
         self._kill()
 
-    def open(self, adopt: str) -> Iterator[Event]:
+    def open(self, adopt: str, stop: StopFlag) -> Iterator[Event]:
         """Starts it. UsageError when the store refuses for good or the run is another's; a dead store is a warning.
 
         `adopt` is never, spec or resume: what to take from the store where it is ahead of the folder.
@@ -75,6 +76,9 @@ class Delivery:
                 yield Note(f"{self.uri}: another process held this run; waiting until its lease is over")
             if self._phase() in ("fetching", "waiting for the lease"):
                 until = time.monotonic() + PATIENCE
+            if stop.reason is not None:
+                cure = "nothing is lost; run the same id again"
+                raise Interrupted(self.folder.id, f"{stop.reason} before training began", cure)
             if time.monotonic() > until or (self.state.get("error") and not bare):
                 break
             time.sleep(0.02)
@@ -130,7 +134,11 @@ class Delivery:
             timeout = min(timeout, left - LEAVE)
         began, sent = time.monotonic(), None
         asked = stop.reason
-        self._over()
+        try:
+            self._over()
+        except (JobError, OSError) as failure:
+            self.left, self.why = {}, str(failure)
+            return
         told = began + NEWS_EVERY
         while self.process is not None and self.process.poll() is None:
             if time.monotonic() - began > timeout:
@@ -186,9 +194,14 @@ class Delivery:
             why = ": ".join(filter(None, [f"exit {self.process.returncode}", _last_line(self.folder)]))
             yield Note(f"The uploader ended unexpectedly ({why}) and is started again", "warning")
         elif now >= self.restart_due:
-            self._start()
+            try:
+                self._start()
+            except (JobError, OSError) as error:  # no memory, no disk: later
+                self.restart_due = now + RESTARTS[1]
+                yield Note(f"The uploader cannot be started: {error}", "warning")
 
     def _start(self, *options: str) -> None:
+        self._kill()
         self.restart_due = 0.0
         (self.folder.root / OUTBOX).mkdir(exist_ok=True)
         (self.folder.root / STATE).unlink(missing_ok=True)
@@ -246,7 +259,7 @@ def delivered(
     store everything.
     """
     adopt = "never" if fresh else "resume" if loaded.spec.checkpoint.resume == "auto" else "spec"
-    yield from upload.open(adopt)
+    yield from upload.open(adopt, stop)
     if upload.complete:
         yield Note(f"Run {upload.folder.id} is complete: {upload.uri}; python -m job fetch {upload.uri}")
         return
@@ -262,7 +275,8 @@ def delivered(
                 log(news)
                 yield news
     except Exception:
-        yield from upload.flush(timeout, stop)
+        left = stop.left()  # of the time that SIGTERM gives
+        yield from upload.flush(timeout if left is None else min(timeout, max(left - LEAVE, 0.0)), stop)
         if upload.left is not None:
             cure = f"python -m job upload {upload.folder.root} finishes it"
             yield Note(f"{upload.what_is_left()}; {cure}", "warning")

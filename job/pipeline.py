@@ -29,6 +29,7 @@ from job.training.distributed import ALONE, Brief, Ranks
 from job.training.session import Session
 
 LOCKS: set[int] = set()  # file descriptors
+STALLED = 300.0  # seconds without a file stored after which `upload` gives up
 
 
 def job(
@@ -47,13 +48,18 @@ def job(
     began = time.time() if began is None else began
     folder = open_folder(loaded.spec, run_id)
     uri = target(loaded.spec, folder.id)
+
+    def log(event: Event) -> None:
+        if not is_complete(folder):  # the manifest names every byte
+            _log(folder, event)
+
     with locked(folder):
         work = _work(loaded, folder, stop, began, stop_after, ranks or ALONE)
         if uri is None:
             yield from work
             return
         with Delivery(folder, uri, loaded.spec) as upload:
-            yield from delivered(upload, work, loaded, run_id is None, stop, lambda event: _log(folder, event))
+            yield from delivered(upload, work, loaded, run_id is None, stop, log)
 
 
 def upload(folder: RunFolder) -> Iterator[Event]:
@@ -63,7 +69,7 @@ def upload(folder: RunFolder) -> Iterator[Event]:
     if uri is None:
         raise UsageError(str(folder.root), "this run's store is the folder itself", "there is nothing to upload")
     with locked(folder), Delivery(folder, uri, spec) as delivery:
-        yield from delivery.flush(spec.store.flush_timeout, StopFlag(), patient=True)
+        yield from delivery.flush(STALLED, StopFlag(), patient=True)
         yield from finished(delivery)
 
 

@@ -60,7 +60,7 @@ class Lease:
                 return
             if first is None:
                 first = there
-            if there.etag != first.etag:
+            if there.etag != first.etag or _lives(other):
                 raise LeaseError(self._where(), f"another process writes this run ({_holder(other)})")
             if self.clock() - since >= TTL or _dead(other) or _expired(other):
                 if self._put(there.etag):
@@ -108,8 +108,8 @@ class Lease:
 
     def _read(self) -> dict[str, Any]:
         """What is there; empty if it went away meanwhile or is no lease."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / NAME
+        with scratch() as folder:
+            path = folder / NAME
             try:
                 self.store.get(NAME, path)
                 content = json.loads(path.read_text(encoding="utf-8"))
@@ -136,6 +136,15 @@ def in_memory(content: bytes) -> Iterator[Path]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for what is read, in memory where there is one: see above."""
+    memory = Path("/dev/shm")  # noqa: S108
+    usable = memory.is_dir() and os.access(memory, os.W_OK)
+    with tempfile.TemporaryDirectory(dir=memory if usable else None) as folder:
+        yield Path(folder)
+
+
 def _me() -> dict[str, Any]:
     """Who holds it, so that the same machine can tell whether the process still lives."""
     return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
@@ -143,6 +152,12 @@ def _me() -> dict[str, Any]:
 
 def _holder(other: dict[str, Any]) -> str:
     return f"host {other.get('host', 'unknown')}, process {other.get('pid', 'unknown')}"
+
+
+def _lives(other: dict[str, Any]) -> bool:
+    """True if the holder is a process of this machine that still runs."""
+    known = other.get("machine") == _machine() and other.get("started") is not None
+    return known and _started(other.get("pid")) == other["started"]
 
 
 def _dead(other: dict[str, Any]) -> bool:

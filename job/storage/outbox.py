@@ -13,26 +13,20 @@ RUN/.outbox/  journal.jsonl · files/ (snapshots) · state.json and uploader.log
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
-import tempfile
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from job.errors import JobError
-from job.runfolder import OUTBOX, RunFolder, is_hidden, read_pointer
-from job.storage.journal import Item, Journal, Stored
-from job.storage.lease import in_memory
-from job.storage.store import Entry, Store
+from job.runfolder import RunFolder, read_pointer
+from job.storage.journal import Item, Stored
+from job.storage.lease import in_memory, scratch
+from job.storage.snapshots import LOG, METRICS, POINTER, Snapshots, is_checkpoint
+from job.storage.store import Entry, Store, StoreError
 
-POINTER, MANIFEST, METRICS = "checkpoints/latest.json", "manifest.json", "metrics.jsonl"
-LIVE = ("status.json", "logs/job.log")  # small, and watched from outside: they do not wait behind a checkpoint
-GROWING = (METRICS, "logs/job.log")  # appended to in place
+MANIFEST = "manifest.json"
+LIVE = ("status.json", LOG)  # small, and watched from outside: they do not wait behind a checkpoint
 BESIDE = ("spec.yaml", "model/best.pt", METRICS)  # what a checkpoint needs to go on elsewhere
 SWEPT = ("checkpoints/", "plots/")  # what is there in the store and not in a complete run's folder goes
 LIVE_EVERY = 15.0  # seconds between two uploads of a file that keeps changing, at least
@@ -48,20 +42,17 @@ class Outbox:
 
     def __init__(self, folder: RunFolder, keep: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.root, self.keep, self.clock = folder.root, keep, clock
-        self.files = self.root / OUTBOX / "files"
-        self.files.mkdir(parents=True, exist_ok=True)
-        self.journal = Journal(self.root / OUTBOX)
-        self.lock = threading.RLock()  # of journal, seen and there; never held while the store is asked
+        self.snapshots = Snapshots(self.root)
+        self.journal, self.lock = self.snapshots.journal, self.snapshots.lock
         self.over = False  # the run has ended: nothing is held back any more
-        self.seen: dict[str, tuple[int, int, int]] = {}
-        self.there: set[str] = set()
         self.due: dict[str, float] = {}
         self.sweep = True  # old checkpoints may lie in the store
         self.landed: list[dict[str, Any]] = []  # stored since the last pointer, newest first, also if expired here
         self.beside: set[str] = set()  # sent for the next pointer
         self.problems: dict[str, str] = {}
+        self.sending: str | None = None  # by the bulk lane
+        self.refusals: dict[str, StoreError] = {}
         self.sent = 0  # files that went up since the start
-        self._forget_snapshots()
 
     def connect(self, store: Store, guard: Callable[[], None]) -> None:
         """Holds the journal against the store: another machine may have gone on with this run.
@@ -82,56 +73,57 @@ class Outbox:
                     self.journal.store(name, Stored(there.size, entry["sha256"], there.etag))
             if published != self.journal.published:
                 self.journal.publish(published)
-            self.seen.clear()
+            self.snapshots.seen.clear()
 
     def scan(self) -> None:
-        """Takes in what changed in the folder, but for live files, which have their own thread."""
-        named = {f"checkpoints/{entry['file']}" for entry in read_pointer(self.root / POINTER)}
-        names = set()
-        for path in self.root.rglob("*"):
-            name = path.relative_to(self.root).as_posix()
-            if not is_hidden(name) and path.is_file() and (name in named or not _is_checkpoint(name)):
-                names.add(name)
-        for name in sorted(names - set(LIVE)):
-            with self.lock:
-                self._look(name)
-        with self.lock:
-            self.there = names
-            for name in set(self.journal.waiting) - names:
-                self._drop(name)
+        self.snapshots.scan(apart=LIVE)
 
     def bulk(self) -> bool:
-        """Sends the most urgent file that is not live, or tidies the store; False if there is nothing to do."""
+        """Sends the most urgent file that is not live, or tidies the store; False if there is nothing to do.
+
+        A file that the store refuses for good does not stand in the way of the others; it is told when they are done.
+        """
+        try:
+            return self._bulk()
+        except StoreError as error:
+            if not error.final or self.sending is None:
+                raise
+            self.refusals[self.sending] = error
+            return True
+
+    def _bulk(self) -> bool:
+        self.sending = None
         self.scan()
         local = read_pointer(self.root / POINTER)
         if (pointer := self._pointer_due(local)) is not None:
             # once each: a store that is slower than training must not wait for the newest of them for ever
-            beside = [name for name in BESIDE if name in self.journal.waiting and name not in self.beside]
+            beside = [name for name in BESIDE if self._can_go(name) and name not in self.beside]
             return self._send_beside(beside[0]) if beside else self._publish(*pointer)
         for entry in local:
             name = f"checkpoints/{entry['file']}"
-            if name in self.journal.waiting and self._is_whole(name, entry["sha256"]):
+            if self._can_go(name) and self._is_whole(name, entry["sha256"]):
                 self._send(name)
                 self.landed.insert(0, entry)
                 return True
         if self.sweep and self.journal.published:
             return self._sweep_checkpoints()
-        others = [name for name in sorted(self.journal.waiting) if not _has_its_place(name)]
+        others = [name for name in sorted(self.journal.waiting) if self._can_go(name) and not _has_its_place(name)]
         others = [name for name in others if name != METRICS or self._is_due(name)]
         if others and self.over:  # time counts now: requests that wait for their answers do so together
-            with ThreadPoolExecutor(TOGETHER) as pool:
-                return all(list(pool.map(self._send, others)))
+            return self._send_all(others)
         if others:
             return self._send(others[0])
         if MANIFEST in self.journal.waiting and self.over and not self._unsent(MANIFEST):
             return self._seal()
+        if self.refusals:
+            raise self.refusals.pop(next(iter(self.refusals)))  # the next call tries it again
         return False
 
     def live(self) -> bool:
         """Sends status or log if one changed and is due."""
         with self.lock:
             for name in LIVE:
-                self._look(name)
+                self.snapshots.look(name)
             waiting = [name for name in LIVE if name in self.journal.waiting and self._is_due(name)]
         sealed = (self.root / MANIFEST).exists()
         if sealed:
@@ -147,7 +139,7 @@ class Outbox:
         self.scan()
         with self.lock:
             for name in LIVE:
-                self._look(name)
+                self.snapshots.look(name)
             names = self._unsent()
             return {name: self.journal.waiting[name].size if name in self.journal.waiting else 0 for name in names}
 
@@ -171,52 +163,22 @@ class Outbox:
         local = read_pointer(self.root / POINTER)
         named = {f"checkpoints/{entry['file']}" for entry in local}
         with self.lock:
-            names = {name for name in self.journal.waiting if name in named or not _is_checkpoint(name)}
+            names = {name for name in self.journal.waiting if name in named or not is_checkpoint(name)}
             names -= {POINTER}
             names |= {POINTER} if self._pointer_due(local) is not None else set()
         return names - set(but)
 
-    def _look(self, name: str) -> None:
-        """One file: a snapshot and a line in the journal if the store does not hold these bytes."""
-        path = self.root / name
-        try:
-            status = path.stat()
-            key = (status.st_ino, status.st_size, status.st_mtime_ns)
-            if self.seen.get(name) == key:
-                return
-            snapshot = self._snapshot(path, name)
-        except FileNotFoundError:  # retention was faster
-            return
-        with snapshot.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self.seen[name] = key
-        known, waiting = self.journal.stored.get(name), self.journal.waiting.get(name)
-        if known is not None and known.sha256 == digest:
-            snapshot.unlink()
-            self._drop(name)
-        elif waiting is not None and waiting.sha256 == digest:
-            snapshot.unlink()
-        else:
-            self.journal.wait(Item(name, snapshot.name, snapshot.stat().st_size, digest))
-            if waiting is not None:
-                self._unlink(waiting)
-
-    def _snapshot(self, path: Path, name: str) -> Path:
-        snapshot = self.files / f"{secrets.token_hex(6)}-{path.name}"
-        try:
-            if name in GROWING:
-                shutil.copyfile(path, snapshot)
-            else:
-                os.link(path, snapshot)
-        except FileNotFoundError:
-            raise
-        except OSError:  # no room for a copy, or no hard links here: the other way
-            snapshot.unlink(missing_ok=True)
-            if name in GROWING:
-                os.link(path, snapshot)
-            else:
-                shutil.copyfile(path, snapshot)
-        return snapshot
+    def _send_all(self, names: list[str]) -> bool:
+        with ThreadPoolExecutor(TOGETHER) as pool:
+            futures = {name: pool.submit(self._send, name) for name in names}
+        self.sending = None
+        for name, future in futures.items():
+            error = future.exception()
+            if isinstance(error, StoreError) and error.final:
+                self.refusals[name] = error
+            elif error is not None:
+                raise error
+        return True
 
     def _send_beside(self, name: str) -> bool:
         self._send(name)
@@ -224,6 +186,8 @@ class Outbox:
         return True
 
     def _send(self, name: str) -> bool:
+        if name not in LIVE:
+            self.sending = name
         with self.lock:
             item = self.journal.waiting.get(name)
         if item is None:  # dropped meanwhile
@@ -232,28 +196,28 @@ class Outbox:
         if rest != self.journal.published:  # other bytes under a name that readers are being sent to
             self._publish(rest, None)
         began = self.clock()
-        entry = self.store.put(self.files / item.file, name)
+        with self.snapshots.sending(item) as path:
+            entry = self.store.put(path, name)
         took = self.clock() - began
         with self.lock:
             self.sent += 1
             self.due[name] = self.clock() + max(LIVE_EVERY, SHARE * took)
             self.journal.store(name, Stored(item.size, item.sha256, entry.etag))
             if self.journal.waiting.get(name) == item:
-                self._drop(name)
-            else:
-                self._unlink(item)
+                self.snapshots.drop(name)
         return True
 
     def _pointer_due(self, local: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Item | None] | None:
         """What the store's pointer should name now, and the file that says exactly this; None if it does."""
         with self.lock:
-            self._look(POINTER)
+            self.snapshots.look(POINTER)
             item, published = self.journal.waiting.get(POINTER), self.journal.published
             if not local:
                 return None
             if all(self._is_stored(entry) for entry in local):
-                exact = POINTER in self.journal.stored and item is None and published == local
-                return None if exact or item is None else (local, item)
+                # the file may have been replaced since `local` was read: then the next round takes it in
+                same = item is not None and read_pointer(self.snapshots.files / item.file) == local
+                return (local, item) if same else None
             names = [entry["file"] for entry in local]
             landed = [entry for entry in self.landed if entry["file"] not in names]
             names += [entry["file"] for entry in landed]
@@ -265,7 +229,8 @@ class Outbox:
         """Puts the pointer: the run's own file, or one that names the part of it that is stored."""
         self.guard()
         if item is not None:
-            stored = self.store.put(self.files / item.file, POINTER)
+            with self.snapshots.sending(item) as path:
+                stored = self.store.put(path, POINTER)
             digest, size = item.sha256, item.size
         else:
             content = (json.dumps({"files": entries}, indent=2) + "\n").encode()
@@ -277,7 +242,7 @@ class Outbox:
             self.journal.publish(entries)
             self.sweep, self.landed, self.beside = True, [], set()
             if item is not None and self.journal.waiting.get(POINTER) == item:
-                self._drop(POINTER)
+                self.snapshots.drop(POINTER)
         return True
 
     def _sweep_checkpoints(self) -> bool:
@@ -285,11 +250,11 @@ class Outbox:
         self.guard()
         named = {f"checkpoints/{entry['file']}" for entry in self.journal.published}
         for entry in self.store.list("checkpoints/"):
-            if _is_checkpoint(entry.name) and entry.name not in named:
+            if is_checkpoint(entry.name) and entry.name not in named:
                 self.store.delete(entry.name)
                 with self.lock:
                     self.journal.lose(entry.name)
-                    self.seen.pop(entry.name, None)
+                    self.snapshots.seen.pop(entry.name, None)
         self.sweep = False
         return True
 
@@ -298,12 +263,11 @@ class Outbox:
         self.guard()
         listed = {entry.name: entry for entry in self.store.list()}
         with self.lock:
-            wrong = [
-                name for name in self.there - {MANIFEST} if not _same(listed.get(name), self.journal.stored.get(name))
-            ]
+            stored, names = self.journal.stored, sorted(self.snapshots.there - {MANIFEST})
+            wrong = [name for name in names if not _same(listed.get(name), stored.get(name))]
             for name in wrong:
                 self.journal.lose(name)
-                self.seen.pop(name, None)
+                self.snapshots.seen.pop(name, None)
         if wrong:
             where = f"{self.store.uri}/{wrong[0]}"
             raise JobError(where, "the store does not hold what was verified there", "it is sent again")
@@ -313,7 +277,7 @@ class Outbox:
             if known is None or known.sha256 != claim["sha256"]:
                 where = f"{self.root}/{claim['path']}"
                 raise JobError(where, "it is not what manifest.json says", "put the file back, then run upload again")
-        for name in sorted(set(listed) - self.there):
+        for name in sorted(set(listed) - self.snapshots.there):
             if name.startswith(SWEPT):
                 self.store.delete(name)
         return self._send(MANIFEST)
@@ -321,6 +285,9 @@ class Outbox:
     def _is_stored(self, entry: dict[str, Any]) -> bool:
         known = self.journal.stored.get(f"checkpoints/{entry['file']}")
         return known is not None and known.sha256 == entry["sha256"]
+
+    def _can_go(self, name: str) -> bool:
+        return name in self.journal.waiting and name not in self.refusals
 
     def _is_whole(self, name: str, digest: str) -> bool:
         if self.journal.waiting[name].sha256 == digest:
@@ -332,28 +299,9 @@ class Outbox:
     def _is_due(self, name: str) -> bool:
         return self.over or self.clock() >= self.due.get(name, 0.0)
 
-    def _drop(self, name: str) -> None:
-        item = self.journal.waiting.get(name)
-        if item is not None:
-            self.journal.drop(name)
-            self._unlink(item)
-
-    def _unlink(self, item: Item) -> None:
-        (self.files / item.file).unlink(missing_ok=True)
-
-    def _forget_snapshots(self) -> None:
-        """After a kill: snapshots that no line names, and lines whose snapshot is gone."""
-        for name, item in list(self.journal.waiting.items()):
-            if not (self.files / item.file).is_file():
-                self.journal.drop(name)
-        kept = {item.file for item in self.journal.waiting.values()}
-        for path in self.files.iterdir():
-            if path.name not in kept:
-                path.unlink()
-
     def _fetch_pointer(self) -> list[dict[str, Any]]:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "latest.json"
+        with scratch() as folder:
+            path = folder / "latest.json"
             self.store.get(POINTER, path)
             return read_pointer(path)
 
@@ -362,10 +310,6 @@ def _same(entry: Entry | None, known: Stored | None) -> bool:
     return entry is not None and known is not None and (entry.size, entry.etag) == (known.size, known.etag)
 
 
-def _is_checkpoint(name: str) -> bool:
-    return name.startswith("checkpoints/") and name.endswith(".pt")
-
-
 def _has_its_place(name: str) -> bool:
     """Not just any file: sent at a time of its own."""
-    return name in (POINTER, MANIFEST, *LIVE) or _is_checkpoint(name)
+    return name in (POINTER, MANIFEST, *LIVE) or is_checkpoint(name)

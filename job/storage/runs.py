@@ -36,6 +36,8 @@ def adopt(store: Store, folder: RunFolder, *, resume: bool) -> str:
     here = [entry for entry in read_pointer(folder.root / POINTER) if _is_whole(folder, entry)]
     ahead = [entry for entry in entries if not here or _place(entry) > _place(here[0])]
     for entry in ahead:
+        if store.head(f"checkpoints/{entry['file']}") is None:
+            continue
         store.get(f"checkpoints/{entry['file']}", folder.checkpoints / entry["file"])
         if not _is_whole(folder, entry):
             continue

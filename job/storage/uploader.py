@@ -25,7 +25,7 @@ from typing import Any, TextIO
 from job.errors import JobError
 from job.runfolder import OUTBOX, STATE, RunFolder
 from job.storage import runs
-from job.storage.lease import Lease, LeaseError, in_memory
+from job.storage.lease import Lease, LeaseError, in_memory, scratch
 from job.storage.outbox import Outbox
 from job.storage.store import Store, StoreError, open_store
 
@@ -45,7 +45,7 @@ class Uploader:
         self.folder, self.uri, self.keep, self.adopt, self.strict = folder, uri, keep, adopt, strict
         self.phase = "starting"
         self.errors: dict[str, JobError] = {}
-        self.refused: JobError | None = None
+        self.final: set[str] = set()  # lanes whose error no retry mends
         self.begun = self.lost = False
         self.stopping, self.opened, self.over = threading.Event(), threading.Event(), threading.Event()
         self.outbox = Outbox(folder, keep)
@@ -62,7 +62,7 @@ class Uploader:
 
     def end(self) -> None:
         """From now on the folder does not change any more: everything goes up, the manifest last."""
-        self.refused, self.errors = None, {}  # once more, at once
+        self.errors, self.final = {}, set()  # once more, at once
         self.over.set()
         self.outbox.over = True
 
@@ -70,9 +70,9 @@ class Uploader:
         """None while there is something to do; else the exit code."""
         if self.phase == "complete":
             return 0
-        if self.refused is not None and self.strict and not self.begun:
+        if self.final and self.strict and not self.begun:
             return 2
-        if self.refused is not None and self.over.is_set():
+        if self.final and self.over.is_set() and all(lane in self.final or self.rounds[lane] for lane in self.rounds):
             return 4
         if not all(thread.is_alive() for thread in self.threads):
             return 4
@@ -96,7 +96,7 @@ class Uploader:
         with self.outbox.lock:
             waiting = list(self.outbox.journal.waiting.values())
         errors = [*map(str, self.errors.values()), *self.outbox.problems.values()]
-        refused = self.refused
+        refused = self.errors.get(min(self.final, default=""))
         state = {
             "uri": self.uri,
             "phase": self.phase,
@@ -123,6 +123,7 @@ class Uploader:
                 elif self.opened.is_set():
                     self.rounds[name] += 1
                 self.errors.pop(name, None)
+                self.final.discard(name)
                 failures = 0
             except Exception as error:
                 self.rounds[name] = 0
@@ -138,8 +139,7 @@ class Uploader:
         self.errors[name] = error
         final = error.final if isinstance(error, StoreError) else name == "live" and not self.opened.is_set()
         if final:
-            self.refused = error
-            self.phase = "refused"
+            self.final.add(name)
         if isinstance(error, LeaseError):
             self.opened.clear()  # nothing more goes into a run that is another's
             self.lost = self.begun
@@ -170,12 +170,7 @@ class Uploader:
             return False
         assert self.lease is not None
         self.lease.renew()
-        return self._sent(self.outbox.live() if lane == "live" else self.outbox.bulk())
-
-    def _sent(self, something: bool) -> bool:
-        if something and self.phase == "refused":
-            self.phase, self.refused = "mirroring", None
-        return something
+        return self.outbox.live() if lane == "live" else self.outbox.bulk()
 
     def _open(self) -> bool:
         """May we write, are we alone, is the store ahead of us: in this order, before anything is sent."""
@@ -184,7 +179,7 @@ class Uploader:
         if self.store is None:
             self.store = open_store(self.uri, TIMEOUT)
         if self.lease is None:
-            probe(self.store, self.folder)
+            probe(self.store)
             self.lease = Lease(self.store)
         if not self.lease.held:
             self.phase = "waiting for the lease"
@@ -197,20 +192,18 @@ class Uploader:
                 return True
             self.adopt = "never"
         self.outbox.connect(self.store, self.lease.renew)
-        self.phase, self.refused, self.begun = "mirroring", None, True
+        self.phase, self.begun = "mirroring", True
         self.opened.set()
         return True
 
 
-def probe(store: Store, folder: RunFolder) -> None:
+def probe(store: Store) -> None:
     """Writes, reads and deletes a small object: training for a store that refuses is money lost."""
     name, content = f".check-{secrets.token_hex(4)}", os.urandom(32)
-    back = folder.root / OUTBOX / name
-    with in_memory(content) as path:
+    with in_memory(content) as path, scratch() as folder:
         store.put(path, name)
-    store.get(name, back)
-    same = back.read_bytes() == content
-    back.unlink()
+        store.get(name, folder / "back")
+        same = (folder / "back").read_bytes() == content
     store.delete(name)
     if not same:
         where = f"{store.uri}/{name}"

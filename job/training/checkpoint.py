@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 
 from job.errors import JobError
-from job.runfolder import RunFolder, atomic, disk_errors, sha256, write_json
+from job.runfolder import RunFolder, atomic, disk_errors, sha256, uploaded, write_json
 
 POINTER = "latest.json"
 MARGIN = 16 * 2**20  # bytes kept free beyond the checkpoint itself, for the report and the log
@@ -49,7 +49,7 @@ def write(folder: RunFolder, state: dict[str, Any], place: Place, keep: int) -> 
     with atomic(path) as file:
         _save(state, file)
     entry = {"file": path.name, "sha256": sha256(path), "epoch": place.epoch, "step": place.step}
-    entries = [entry, *known][:keep]
+    entries = [entry, *(old for old in known if (folder.checkpoints / old["file"]).exists())][:keep]
     write_json(folder.checkpoints / POINTER, {"files": entries})
     kept = {old["file"] for old in entries}
     for old in folder.checkpoints.glob("step-*.pt"):
@@ -136,11 +136,20 @@ def _entries(folder: RunFolder) -> list[dict[str, Any]]:
     return []
 
 
-def _ensure_room(folder: RunFolder) -> None:
-    """A full disk is said before a checkpoint is begun, with the last good one untouched."""
-    last = max((path.stat().st_size for path in folder.checkpoints.glob("step-*.pt")), default=0)
+def _free(folder: RunFolder) -> int:
     with disk_errors(folder.checkpoints):
-        free = shutil.disk_usage(folder.checkpoints).free
+        return shutil.disk_usage(folder.checkpoints).free
+
+
+def _ensure_room(folder: RunFolder) -> None:
+    """A full disk is said before a checkpoint is begun, with the last good one untouched.
+
+    Older ones that the run's store holds go first, the oldest before the others.
+    """
+    last = max((path.stat().st_size for path in folder.checkpoints.glob("step-*.pt")), default=0)
+    needless = [name for name in reversed(uploaded(folder)) if name in [old["file"] for old in _entries(folder)[1:]]]
+    while (free := _free(folder)) < last + MARGIN and needless:
+        (folder.checkpoints / needless.pop(0)).unlink(missing_ok=True)
     if last and free < last + MARGIN:
         raise JobError(
             str(folder.checkpoints),

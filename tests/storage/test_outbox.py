@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job.errors import JobError
-from job.runfolder import RunFolder, append_line, atomic, sha256, write_json, write_manifest, write_status, write_text
+from job.runfolder import (
+    RunFolder,
+    append_line,
+    atomic,
+    read_pointer,
+    sha256,
+    write_json,
+    write_manifest,
+    write_status,
+    write_text,
+)
 from job.storage.outbox import LIVE_EVERY, Outbox
 from job.storage.store import StoreError
 from tests.storage.watched import FAULTS, Killed, WatchedStore, contents, dangling
@@ -226,6 +236,40 @@ def test_a_store_slower_than_training_still_gets_the_newest(run: Run) -> None:
     assert contents(run.store.root) == contents(run.folder.root)
 
 
+def test_a_pointer_that_is_replaced_while_it_is_looked_at_waits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training goes on between two lines of ours: the file that is sent is the one whose checkpoints were looked at."""
+    run.save()
+    run.connect()
+    while not run.outbox.landed:
+        run.outbox.bulk()
+    saves = [run.save]
+
+    def interrupted(path: Path) -> list[dict[str, object]]:
+        entries = read_pointer(path)
+        if path == run.folder.checkpoints / "latest.json" and saves:
+            saves.pop()()
+        return entries
+
+    monkeypatch.setattr("job.storage.outbox.read_pointer", interrupted)
+    for _ in range(12):
+        run.outbox.bulk()
+    assert saves == []
+    assert run.store.seen.count("checkpoints/latest.json") >= 1
+    assert dangling(run.store.root) == []
+
+
+def test_what_is_being_sent_stays_until_it_is_sent(run: Run) -> None:
+    path = run.save()
+    run.outbox.scan()
+    item = run.outbox.journal.waiting[f"checkpoints/{path.name}"]
+    with run.outbox.snapshots.sending(item) as snapshot:
+        path.unlink()
+        run.outbox.scan()
+        assert item.name not in run.outbox.journal.waiting
+        assert sha256(snapshot) == item.sha256
+    assert not snapshot.exists()
+
+
 def test_a_checkpoint_in_the_outbox_outlives_its_retention(run: Run) -> None:
     """The file is held by a link, and takes no second place on the disk."""
     path = run.save()
@@ -330,7 +374,7 @@ def test_no_room_for_a_copy_is_no_obstacle(run: Run, monkeypatch: pytest.MonkeyP
 
     run.save()
     run.finish()
-    monkeypatch.setattr("job.storage.outbox.shutil.copyfile", full)
+    monkeypatch.setattr("job.storage.snapshots.shutil.copyfile", full)
     run.drain()
     monkeypatch.undo()
     assert contents(run.store.root) == contents(run.folder.root)

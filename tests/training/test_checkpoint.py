@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from job.errors import JobError
-from job.runfolder import RunFolder
+from job.runfolder import RunFolder, write_json
 from job.training import checkpoint
 from job.training.checkpoint import Place
 
@@ -102,6 +102,26 @@ def test_a_full_disk_is_told_before_and_costs_nothing(folder: RunFolder, monkeyp
     restored = checkpoint.newest(folder)
     assert restored is not None
     assert restored.state["epoch"] == 1
+
+
+def test_a_short_disk_gives_up_the_oldest_that_is_uploaded(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [save(folder, epoch) for epoch in (1, 2, 3)]
+    (folder.root / ".outbox").mkdir()
+    write_json(folder.root / ".outbox/state.json", {"stored": [path.name for path in reversed(paths)]})
+    usage = namedtuple("usage", "total used free")
+
+    def disk(_: Path) -> tuple[int, int, int]:
+        return usage(10**9, 0, 10**9 if not paths[0].exists() else 1000)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk)
+    newest = save(folder, 4)
+    assert sorted(folder.checkpoints.glob("*.pt")) == [*paths[1:], newest]
+    named = json.loads((folder.checkpoints / "latest.json").read_text())["files"]
+    assert [entry["file"] for entry in named] == [newest.name, paths[2].name, paths[1].name]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 0))
+    with pytest.raises(JobError, match="the last one is whole"):
+        save(folder, 5)
+    assert newest.exists(), "not uploaded"
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"PK\x03\x04 half a zip", b"hello"])
