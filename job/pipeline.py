@@ -64,6 +64,8 @@ def job(
 
 def upload(folder: RunFolder) -> Iterator[Event]:
     """Brings what a run has left behind into its store, whatever ended it. UploadError when that fails again."""
+    if not folder.spec.is_file():
+        raise UsageError(str(folder.root), "there is no run in this folder", "give the folder of a run")
     spec = parse(folder.spec.read_text(encoding="utf-8"), str(folder.spec)).spec
     uri = target(spec, folder.id)
     if uri is None:

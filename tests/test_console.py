@@ -6,7 +6,20 @@ import json
 import pytest
 
 from job import console
-from job.events import Begun, Ended, EpochEnded, Event, Note, Planned, Progress, Result, RunningLoss, Saved, Tuned
+from job.events import (
+    Begun,
+    Ended,
+    EpochEnded,
+    Event,
+    Note,
+    Planned,
+    Progress,
+    Result,
+    RunningLoss,
+    Saved,
+    Stored,
+    Tuned,
+)
 
 EVENTS: list[Event] = [
     Begun("digits-1", "runs/digits-1", resumed=False),
@@ -22,6 +35,11 @@ EVENTS: list[Event] = [
 ]
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def shown(kind: str, *events: Event) -> list[str]:
     out = io.StringIO()
     with console.make(kind, out) as screen:
@@ -32,6 +50,18 @@ def shown(kind: str, *events: Event) -> list[str]:
 
 def test_the_running_loss_has_the_labs_form() -> None:
     assert shown("plain", RunningLoss(1, 2000, 2.1234)) == ["[1,  2000] loss: 2.123"]
+
+
+def test_the_lag_of_the_store_is_shown() -> None:
+    progress = Progress(1, 2, 10, 20, 1000.0, 75.0, upload="last durable checkpoint 40 s ago")
+    line = console.progress_line(progress)
+    assert line == "Epoch 1/2, step 10/20, 1,000 images/s, 1:15 left, last durable checkpoint 40 s ago"
+    terminal = Terminal()
+    with console.make("auto", terminal) as screen:
+        screen.show(progress)
+        screen.show(Stored("oci://bucket@space/run/checkpoints/step-00000020.pt", 1, 0))
+    assert "last durable checkpoint 40 s ago" in terminal.getvalue()
+    assert "Stored oci://bucket@space/run/checkpoints/step-00000020.pt" in terminal.getvalue()
 
 
 def test_the_result_has_the_labs_form() -> None:
@@ -59,10 +89,6 @@ def test_json_is_one_object_a_line() -> None:
 
 
 def test_a_terminal_shows_everything_and_takes_names_as_text() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     out = Terminal()
     with console.make("auto", out) as screen:
         assert isinstance(screen, console.LiveConsole)

@@ -8,7 +8,26 @@ from pathlib import Path
 import pytest
 
 from job.errors import JobError
-from job.runfolder import RunFolder, append_line, atomic, read_lines, sha256, write_json, write_manifest, write_text
+from job.runfolder import (
+    RunFolder,
+    append_line,
+    atomic,
+    read_lines,
+    read_pointer,
+    sha256,
+    uploaded,
+    write_json,
+    write_manifest,
+    write_status,
+    write_text,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    made = RunFolder(tmp_path / "run")
+    made.make()
+    return made
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -98,3 +117,34 @@ def test_the_manifest_names_every_file_with_its_hash(tmp_path: Path) -> None:
     for entry in manifest["files"]:
         path = folder.root / entry["path"]
         assert (entry["size"], entry["sha256"]) == (path.stat().st_size, sha256(path))
+
+
+def test_the_machinery_is_no_part_of_the_run(folder: RunFolder) -> None:
+    (folder.root / ".outbox/files").mkdir(parents=True)
+    (folder.root / ".outbox/files/snapshot").write_bytes(b"held")
+    write_manifest(folder, {})
+    assert json.loads(folder.manifest.read_text())["files"] == []
+
+
+def test_the_heartbeat_says_how_far_the_store_is(folder: RunFolder) -> None:
+    (folder.root / ".outbox").mkdir()
+    state = {"uri": "oci://b@n/run", "phase": "mirroring", "lag_seconds": 3, "waiting": 2, "stored": ["a.pt"], "pid": 1}
+    write_json(folder.root / ".outbox/state.json", state)
+    write_status(folder, status="running")
+    store = json.loads(folder.status.read_text())["store"]
+    assert store == {
+        "uri": "oci://b@n/run",
+        "phase": "mirroring",
+        "lag_seconds": 3,
+        "waiting": 2,
+        "durable": None,
+        "error": None,
+    }
+    assert uploaded(folder) == ["a.pt"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}', '{"files": [{"file": "../x.pt", "sha256": "a"}]}'])
+def test_a_pointer_without_sense_names_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "latest.json").write_text(content)
+    assert read_pointer(tmp_path / "latest.json") == []
+    assert read_pointer(tmp_path / "absent.json") == []
