@@ -50,6 +50,10 @@ $(STAMP): requirements.txt requirements-dev.txt
 demo: setup ## Run the whole job on bundled handwriting: no download, no cloud, no GPU, under a minute
 	@$(BIN)/python -m job run job/spec/samples/digits.yaml
 
+.PHONY: submit
+submit: setup ## Run SPEC=… on an OCI GPU instance; FLAGS="--image … --yes" as python -m job submit has them
+	@$(BIN)/python -m job submit $(SPEC) $(FLAGS)
+
 .PHONY: clean
 clean: ## Remove the environment and the caches; runs and data stay
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -5,14 +5,16 @@ Exit codes: 0 done · 1 the job failed · 2 bad spec or usage · 3 bad or missin
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from job import cloud_verbs
 from job.device import calm_waiting, gpu_count
 from job.errors import JobError, UsageError
 
@@ -81,9 +83,30 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("validate", parents=[spec, common], help="check the spec alone")
     verb.set_defaults(verb=validate)
     verb = verbs.add_parser("plan", parents=[spec, shown, common], help="what would run; writes nothing")
+    verb.add_argument("--live", action="store_true", help="ask OCI what it offers of the shapes")
     verb.set_defaults(verb=plan)
     verb = verbs.add_parser("tune", parents=[spec, shown, common], help="measure loader settings on this machine")
     verb.set_defaults(verb=tune)
+    _add_verbs_on_runs(verbs, saved, shown, common)
+    verb = verbs.add_parser(
+        "verify-resume", parents=[spec, shown, common], help="is a run that was interrupted what it would have been?"
+    )
+    verb.add_argument("--whole", action="store_true", help="the spec as it is, not a shortened one")
+    verb.add_argument("--seed", type=int, help="draws the step; default: another one each time")
+    verb.set_defaults(verb=verify_resume)
+    verb = verbs.add_parser("doctor", parents=[common], help="check this machine, a line each, with the cure")
+    verb.add_argument("spec", metavar="SPEC", nargs="?", help="also check what this spec needs")
+    verb.add_argument("--cloud", action="store_true", help="check the tenancy instead, and what was left behind in it")
+    verb.set_defaults(verb=doctor)
+    verb = verbs.add_parser("schema", parents=[common], help="JSON Schema of the spec, for editors")
+    verb.set_defaults(verb=schema)
+    cloud_verbs.add(verbs, spec, common)
+    return top
+
+
+def _add_verbs_on_runs(
+    verbs: Any, saved: argparse.ArgumentParser, shown: argparse.ArgumentParser, common: argparse.ArgumentParser
+) -> None:
     verb = verbs.add_parser("evaluate", parents=[saved, shown, common], help="test accuracy of saved weights")
     verb.set_defaults(verb=evaluate)
     verb = verbs.add_parser("predict", parents=[saved, common], help="class and probability of images")
@@ -104,25 +127,14 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("run", metavar="RUN", help="oci://BUCKET@NAMESPACE/PREFIX/RUN")
     verb.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", help="default: the run's id")
     verb.set_defaults(verb=fetch)
-    verb = verbs.add_parser(
-        "verify-resume", parents=[spec, shown, common], help="is a run that was interrupted what it would have been?"
-    )
-    verb.add_argument("--whole", action="store_true", help="the spec as it is, not a shortened one")
-    verb.add_argument("--seed", type=int, help="draws the step; default: another one each time")
-    verb.set_defaults(verb=verify_resume)
-    verb = verbs.add_parser("doctor", parents=[common], help="check this machine, a line each, with the cure")
-    verb.add_argument("spec", metavar="SPEC", nargs="?", help="also check what this spec needs")
-    verb.set_defaults(verb=doctor)
-    verb = verbs.add_parser("schema", parents=[common], help="JSON Schema of the spec, for editors")
-    verb.set_defaults(verb=schema)
-    return top
 
 
 def run(options: argparse.Namespace) -> int:
     from job.interrupt import StopFlag
     from job.spec.load import load
 
-    loaded = load(options.spec, options.set)
+    with _fetched(options.spec) as path:
+        loaded = load(path, options.set)
     stop = StopFlag(loaded.spec.checkpoint.grace)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         if options.run_id is None:
@@ -158,6 +170,23 @@ def _again(options: argparse.Namespace, run_id: str) -> list[str]:
     return words + (["--debug"] if options.debug else [])
 
 
+@contextlib.contextmanager
+def _fetched(where: str) -> Iterator[str]:
+    """A path that holds the spec; one in a store (oci://…/spec.yaml) is fetched first, as schedulers name it."""
+    if "://" not in where:
+        yield where
+        return
+    import tempfile
+
+    from job.storage.store import open_store
+
+    place, _, name = where.rpartition("/")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        open_store(place).get(name, path)
+        yield str(path)
+
+
 def validate(options: argparse.Namespace) -> int:
     from job.spec.load import load
 
@@ -171,10 +200,13 @@ def plan(options: argparse.Namespace) -> int:
     from job.environment import process_seconds
     from job.spec.load import load
 
-    made = planning.plan(load(options.spec, options.set), fetch=False, began=time.time() - process_seconds())
+    loaded = load(options.spec, options.set)
+    made = planning.plan(loaded, fetch=False, began=time.time() - process_seconds())
     with console.make(options.log_format) as screen:
         for event in planning.describe(made):
             screen.show(event)
+    if options.live:
+        print("\n".join(cloud_verbs.live(loaded.spec.resources)))
     return 0
 
 
@@ -261,7 +293,7 @@ def verify_resume(options: argparse.Namespace) -> int:
 def doctor(options: argparse.Namespace) -> int:
     from job import doctor as checks
 
-    lines, healthy = checks.examine(options.spec)
+    lines, healthy = cloud_verbs.doctor(options) if options.cloud else checks.examine(options.spec)
     print("\n".join(lines))
     return 0 if healthy else 1
 

@@ -26,6 +26,8 @@ def facts() -> dict[str, str | None]:
         "commit": commit(),
         "lock_sha256": _lock(),
         "image_digest": os.environ.get("JOB_IMAGE_DIGEST"),
+        "data_science_job_run": os.environ.get("JOB_RUN_OCID"),
+        "batch_job": os.environ.get("OCI_BATCH_JOB_ID"),
         **gpu(),
     }
 

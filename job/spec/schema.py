@@ -123,6 +123,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 # A pattern in words, for the reader's messages; editors that know the keyword show it too.
 HEX: dict[str, JsonValue] = {"patternErrorMessage": "64 lower-case hexadecimal digits"}
+SHAPE_NAME: dict[str, JsonValue] = {"patternErrorMessage": "a shape such as VM.GPU.A10.1"}
 RUN_NAME: dict[str, JsonValue] = {
     "patternErrorMessage": "1 to 63 lower-case letters, digits, dots, dashes, underscores; the first a letter or digit"
 }
@@ -356,6 +357,12 @@ class Resources(Section):
     """Mean share of the time the GPU has to be busy, over utilization_window; below it the run saves and fails."""
     utilization_window: Duration = 600.0
     """Training time over which min_gpu_utilization looks back."""
+    fallback: list[Annotated[str, Field(pattern=r"^(VM|BM)\.[A-Za-z0-9.-]+$", json_schema_extra=SHAPE_NAME)]] = []
+    """Other shapes for submit to try, in this order, where there is no capacity for `shape`."""
+    max_wait: Duration | None = None
+    """How long submit goes on looking for capacity; without it every place is tried once."""
+    first_step_timeout: Duration = 1800.0
+    """Most time from the job's start to its first training step; after it the instance ends itself."""
 
 
 class Spec(Section):
