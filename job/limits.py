@@ -5,14 +5,36 @@ if (leave := limits.leave()) is not None: save, then raise leave
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from job.errors import Interrupted, JobError
+from job.errors import Interrupted, JobError, UsageError
 from job.gpu_watch import GpuWatch
 from job.interrupt import StopFlag
 
 SAMPLE_EVERY = 1.0  # seconds between two looks at the GPU
 MUCH = 0.2  # share of the time spent on waiting for images that makes loading the one to blame
+
+
+def deadline(limit: tuple[float, str] | None, began: float, environ: Mapping[str, str]) -> tuple[float, str] | None:
+    """When the run has to stop (Unix seconds), and what says so; None without an end.
+
+    `limit` is seconds and the key that sets them. They count from `began`, but from the launch on an instance, which
+    costs money while it boots: it tells of it in $JOB_LAUNCHED, and in $JOB_DEADLINE of its own end.
+    """
+    launched, end = (_moment(environ, name) for name in ("JOB_LAUNCHED", "JOB_DEADLINE"))
+    found = [] if limit is None else [((began if launched is None else launched) + limit[0], limit[1])]
+    found += [] if end is None else [(end, "the instance's time limit")]
+    return min(found, default=None)
+
+
+def _moment(environ: Mapping[str, str], name: str) -> float | None:
+    text = environ.get(name, "")
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(name, f"{text!r} is no time", "give Unix seconds, as date +%s prints them") from None
 
 
 class Limits:

@@ -20,7 +20,7 @@ from job.errors import Interrupted, JobError, UsageError
 from job.events import Begun, Ended, Event, Note, Result, describe
 from job.heartbeat import Heartbeat
 from job.interrupt import StopFlag
-from job.limits import IdleGpu, Limits
+from job.limits import IdleGpu, Limits, deadline
 from job.planning import Plan
 from job.runfolder import RunFolder, disk_errors, write_status
 from job.spec.load import Loaded, parse
@@ -163,11 +163,11 @@ def _limits(
 ) -> Limits:
     assert made.ready is not None
     device, wanted = made.ready.network.device, made.loaded.spec.resources
-    deadline = None if made.limit is None else (began + made.limit[0], made.limit[1])
+    end = deadline(made.limit, began, os.environ)
     idle = None
     if wanted.min_gpu_utilization is not None and device.kind == "cuda":
         idle = IdleGpu.through_nvml(wanted.min_gpu_utilization, wanted.utilization_window, device.uuid())
-    return Limits(folder.id, stop, deadline, stop_after, idle, ranks.decide)
+    return Limits(folder.id, stop, end, stop_after, idle, ranks.decide)
 
 
 def new_id(spec: Spec) -> str:

@@ -6,9 +6,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from job.errors import Interrupted, JobError
+from job.errors import Interrupted, JobError, UsageError
 from job.interrupt import StopFlag
-from job.limits import IdleGpu, Limits
+from job.limits import IdleGpu, Limits, deadline
 
 
 def test_nothing_ends_it() -> None:
@@ -39,6 +39,21 @@ def test_a_count_does_not_cut_an_evaluation() -> None:
     limits.step(0.0)
     limits.poll()
     assert limits.leave() is not None
+
+
+def test_limits_count_from_the_launch_of_the_instance() -> None:
+    limit = (3600.0, "resources.max_duration")
+    assert deadline(None, 1000.0, {}) is None
+    assert deadline(limit, 1000.0, {}) == (4600.0, "resources.max_duration")
+    assert deadline(limit, 1000.0, {"JOB_LAUNCHED": "700"}) == (4300.0, "resources.max_duration")
+
+
+def test_the_end_of_the_instance_is_a_limit_too() -> None:
+    ends = {"JOB_LAUNCHED": "700", "JOB_DEADLINE": "2000"}
+    assert deadline(None, 1000.0, ends) == (2000.0, "the instance's time limit")
+    assert deadline((600.0, "resources.max_cost"), 1000.0, ends) == (1300.0, "resources.max_cost")
+    with pytest.raises(UsageError, match="JOB_DEADLINE: 'soon' is no time; give Unix seconds"):
+        deadline(None, 1000.0, {"JOB_DEADLINE": "soon"})
 
 
 class Clock:

@@ -350,7 +350,7 @@ class Resources(Section):
     preemptible: bool = False
     """Half the price, and may be taken away at any time; needs a store that outlives the instance."""
     max_duration: Duration | None = None
-    """Wall time after which the run saves a checkpoint and stops, resumable."""
+    """Wall time after which the run saves a checkpoint and stops, resumable; on an instance, from its launch."""
     max_cost: Annotated[float, Field(gt=0)] | None = None
     """US dollars after which it does the same; needs a shape whose price is known."""
     min_gpu_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
