@@ -95,7 +95,11 @@ check: setup ## Lint, format, types, layers, spelling, shell scripts
 	  echo "codespell, shellcheck, hadolint: clean"
 
 .PHONY: test
-test: check ## Everything in check, then all tests
+test: check ## Everything in check, then all tests but those that go through every case
+	@$(BIN)/python -m pytest -m "not engine and not exhaustive"
+
+.PHONY: test-all
+test-all: check ## The same with those, a quarter of an hour more
 	@$(BIN)/python -m pytest -m "not engine"
 
 .PHONY: test-image

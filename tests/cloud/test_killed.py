@@ -86,7 +86,7 @@ def killed_at(
     return True
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("children", [False, True], ids=["alone", "with-terraform"])
 @pytest.mark.parametrize("effect", ["before", "after"])
 def test_killed_at_every_request(
