@@ -40,6 +40,7 @@ class Lease:
         self.id = secrets.token_hex(8)
         self.etag: str | None = None
         self.renewed = 0.0
+        self.wait: Callable[[float], None] = time.sleep
         self.lock = threading.Lock()  # one renewal at a time: a second would find another's etag, its own
 
     @property
@@ -48,13 +49,14 @@ class Lease:
 
     def acquire(self, wait: Callable[[float], None] = time.sleep) -> None:
         """Returns with the lease held. LeaseError when somebody else holds it and is alive."""
+        self.wait = wait
         first: Entry | None = None
         since = self.clock()
         while not self._put(None):
             there = self.store.head(NAME)
             if there is None:
                 continue
-            other = self._read()
+            other = self._read() or {}
             if other.get("id") == self.id:  # an answer was lost, not the request
                 self._hold(there)
                 return
@@ -75,7 +77,7 @@ class Lease:
             self._renew()
 
     def release(self) -> None:
-        if self.held and self._read().get("id") == self.id:
+        if self.held and (self._read() or {}).get("id") == self.id:
             self.store.delete(NAME)
         self.etag = None
 
@@ -85,14 +87,16 @@ class Lease:
         if self.clock() - self.renewed < TTL / 3 or self._put(self.etag):
             return
         there = self.store.head(NAME)
-        if there is None:
-            if self._put(None):  # removed by hand
-                return
-        elif self._read().get("id") == self.id:
-            self._hold(there)
+        if there is None and self._put(None):  # removed by hand
             return
-        self.etag = None
-        raise LeaseError(self._where(), f"another process took this run over ({_holder(self._read())})")
+        other = self._read()
+        if other is None:  # damaged on its way, perhaps by our own hand: whoever holds it renews it
+            self.acquire(self.wait)
+        elif other.get("id") == self.id and there is not None:
+            self._hold(there)
+        else:
+            self.etag = None
+            raise LeaseError(self._where(), f"another process took this run over ({_holder(other)})")
 
     def _put(self, etag: str | None) -> bool:
         """One conditional write of a lease in our name."""
@@ -106,20 +110,16 @@ class Lease:
     def _hold(self, entry: Entry) -> None:
         self.etag, self.renewed = entry.etag, self.clock()
 
-    def _read(self) -> dict[str, Any]:
-        """What is there; empty if it went away meanwhile or is no lease."""
+    def _read(self) -> dict[str, Any] | None:
+        """What is there; None if that is no lease, or cannot be read."""
         with scratch() as folder:
             path = folder / NAME
             try:
                 self.store.get(NAME, path)
                 content = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                return {}
-            except StoreError:
-                if self.store.head(NAME) is None:
-                    return {}
-                raise
-        return content if isinstance(content, dict) else {}
+            except (ValueError, StoreError):
+                return None
+        return content if isinstance(content, dict) else None
 
     def _where(self) -> str:
         return f"{self.store.uri}/{NAME}"

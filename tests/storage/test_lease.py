@@ -182,6 +182,20 @@ def test_an_unreadable_one_expires_like_any_other(store: FolderStore, clock: Clo
     assert clock.now >= TTL
 
 
+def test_one_that_was_damaged_is_waited_for_and_taken_again(store: FolderStore, clock: Clock) -> None:
+    """By our own renewal, whose bytes a lying store cut: nobody else renews it, so it is ours again."""
+    mine = Lease(store, clock)
+    mine.acquire(clock.wait)
+    beside = store.root / "beside"
+    beside.write_text('{"id": "')
+    store.put(beside, NAME)
+    clock.now += TTL
+    mine.renew()
+    assert mine.held
+    assert json.loads((store.root / NAME).read_text())["id"] == mine.id
+    assert clock.now >= 2 * TTL
+
+
 def test_what_is_in_memory_takes_no_disk() -> None:
     with lease.in_memory(b"content") as path:
         assert path.read_bytes() == b"content"
