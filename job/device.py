@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Pair = tuple[torch.Tensor, torch.Tensor]  # images and labels
 
-SPIN = "3000"  # turns, some tens of µs: on idle cores at most 5 % slower than spinning on, measured 1,000 to 100,000
+SPIN = "3000"  # turns, some tens of µs
 FEWER_THREADS_PAY = 1.25  # gain from which fewer threads are worth other last bits
 
 T = TypeVar("T")
@@ -41,6 +41,7 @@ class Device:
     channels_last: bool
     threads: int
     reasons: dict[str, str] = field(default_factory=dict)
+    graphs: bool = False  # full batches are replayed as CUDA graphs
 
     def on_threads(self, count: int) -> "Device":
         """The same device, computing on so many CPU threads from now on."""
@@ -70,20 +71,14 @@ class Device:
         placed: torch.nn.Module = module.to(self.kind, memory_format=layout)  # type: ignore[call-overload]
         return placed
 
-    def compiled(self, module: "torch.nn.Module") -> "torch.nn.Module":
-        """The module as it is called in training; shares its weights with `module`."""
-        import torch
-
-        return torch.compile(module) if self.compile else module  # type: ignore[return-value]
-
-    def autocast(self) -> "contextlib.AbstractContextManager[Any]":
-        """Around forward and loss: chooses each operation's number format."""
+    def autocast(self, *, cached: bool = True) -> "contextlib.AbstractContextManager[Any]":
+        """Around forward and loss: chooses each operation's number format. `cached`: weights are converted once."""
         import torch
 
         formats = {"bf16": torch.bfloat16, "fp16": torch.float16}
         if self.precision not in formats:
             return contextlib.nullcontext()
-        return torch.autocast(self.kind, dtype=formats[self.precision])
+        return torch.autocast(self.kind, dtype=formats[self.precision], cache_enabled=cached)
 
     def scaler(self) -> "torch.amp.GradScaler":
         """Loss scaling for fp16; does nothing in the other formats."""
@@ -127,7 +122,8 @@ def calm_waiting() -> None:
     """For the OpenMP runtime that comes with torch (libgomp), before torch is imported: wait briefly, then sleep.
 
     By default a thread that waits for the others spins for milliseconds. Where another process has one of the cores,
-    every operation then waits for it: 270 images/s on two threads instead of 3,000 with this setting, and 7,800 on one.
+    every operation then waits for it. Measured so, with two threads: 272 images/s by default, 3,400 to 4,400 with this
+    setting; one thread 7,824, which is why `settle_threads` measures fewer.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)

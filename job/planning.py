@@ -80,6 +80,7 @@ def plan(
     phase("tune")
     network, rates = probe.measure(prepare(spec, splits), splits.train, spec)
     chosen = _tune(network, rates.train, splits, spec, reads=not remeasure, writes=fetch)
+    network = probe.settle_graphs(network, splits.train, spec, pinned=chosen.settings.pin_memory)
     speed = _speed(network, splits, spec, chosen)
     images = spec.train.epochs * len(splits.train.labels)
     network = replace(network, device=settle_compile(network.device, spec.train.compile, images / speed))
@@ -174,6 +175,7 @@ def _ready_lines(made: Plan, ready: Ready) -> list[tuple[str, str]]:
         ("precision", device.precision),
         ("channels_last", "on" if device.channels_last else "off"),
         ("compile", "on" if device.compile else "off"),
+        ("graphs", "on" if device.graphs else "off"),
     ]
     return [
         ("images", f"{counts}; {height}×{width}×{channels}, {len(splits.classes)} classes"),

@@ -27,7 +27,14 @@ HARMLESS = (
     "resources.",
     "train.log_every",
 )
-ROUNDING = ("train.device", "train.threads", "train.compile", "train.channels_last", "train.deterministic")
+ROUNDING = (
+    "train.device",
+    "train.threads",
+    "train.compile",
+    "train.cuda_graphs",
+    "train.channels_last",
+    "train.deterministic",
+)
 BY_LENGTH = ("cosine", "onecycle")  # schedules that know where they end
 
 

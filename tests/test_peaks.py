@@ -27,7 +27,16 @@ def test_a_gpu_is_known_by_its_drivers_name(name: str, precision: str, tflops: f
     assert found.source
 
 
-@pytest.mark.parametrize(("name", "precision"), [("Tesla T4", "bf16"), ("NVIDIA A1000", "bf16"), ("AMD EPYC", "fp32")])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("Tesla T4", "bf16"),
+        ("NVIDIA A1000", "bf16"),
+        ("NVIDIA H100 NVL", "tf32"),
+        ("NVIDIA H200 NVL", "bf16"),
+        ("AMD EPYC", "fp32"),
+    ],
+)
 def test_what_is_not_in_the_table_is_not_guessed(name: str, precision: str) -> None:
     assert peak(name, precision) is None
 
@@ -37,7 +46,7 @@ def test_every_row_has_a_source_and_tensor_cores_are_faster() -> None:
         rates = [row[precision] for precision in ("fp32", "tf32", "fp16") if precision in row]
         assert row["source"]
         assert rates == sorted(rates)
-        assert row.get("bf16", row["fp16"]) == row["fp16"]
+        assert row.get("bf16", row.get("fp16")) == row.get("fp16")
 
 
 def test_training_takes_three_forward_passes() -> None:

@@ -125,6 +125,12 @@ class TrainingBatches:
         """Steps an epoch; the last batch may be smaller."""
         return -(-self.count // self.settings.batch_size)
 
+    @property
+    def full(self) -> int:
+        """Images in this rank's part of a whole batch."""
+        size = self.settings.batch_size
+        return size * (self.rank + 1) // self.ranks - size * self.rank // self.ranks
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of this epoch (counted from 0), from step `start` on."""
         order = self.order(epoch)

@@ -293,6 +293,8 @@ class DeviceChoice(Record):
     """fp32, tf32, bf16 or fp16."""
     compile: bool
     """torch.compile was used."""
+    graphs: bool = False
+    """Full batches were replayed as CUDA graphs."""
     channels_last: bool
     """Memory layout NHWC."""
     threads: Count

@@ -275,6 +275,8 @@ class Train(Section):
     """auto is bf16 where GPU or CPU compute it natively, fp16 on older GPUs, else fp32."""
     compile: bool | Auto = "auto"
     """torch.compile; auto does so on CUDA when the run is long enough to earn it back."""
+    cuda_graphs: bool | Auto = "auto"
+    """Replay full batches as CUDA graphs; auto does so where the network can be captured. Off with accumulate."""
     channels_last: bool | Auto = "auto"
     """Memory layout NHWC; auto chooses it for networks with batch norm, and on CUDA."""
     threads: Annotated[int, Field(ge=1, le=1024)] | Auto = "auto"

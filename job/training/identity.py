@@ -12,7 +12,7 @@ from job.errors import UsageError
 from job.spec.load import spec_hash
 from job.spec.schema import Spec
 
-ROUNDING = ("kind", "precision", "channels_last", "threads", "compile")  # of the device: what moves the last bits
+ROUNDING = ("kind", "precision", "channels_last", "threads", "compile", "graphs")  # of the device: move the last bits
 FORMAT = 2  # of the checkpoint's content; goes up when an older one can no longer be read
 
 

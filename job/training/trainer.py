@@ -19,6 +19,7 @@ from job.data.loader import TrainingBatches
 from job.device import Device
 from job.spec.schema import Spec
 from job.training.distributed import ALONE, Ranks
+from job.training.forward import forward_for
 from job.training.generators import generators, seed, set_generators
 from job.training.optim import Ema, learning_rate, make_optimizer
 
@@ -96,7 +97,7 @@ def train(
     """From where the state stands to the last epoch of the spec. Losses and images are those of all ranks."""
     if spec.train.sync_batch_norm:
         ranks.share_statistics(state.module, device.kind)
-    forward = ranks.wrap(device.compiled(state.module))
+    forward = ranks.wrap(forward_for(state.module, device, batches.full))
     criterion = nn.CrossEntropyLoss(label_smoothing=spec.train.label_smoothing)
     steps, together, clock = len(batches), spec.train.accumulate, batches.clock
 

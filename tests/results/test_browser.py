@@ -72,7 +72,9 @@ def test_the_page_in_a_browser(
     assert page.inner_text("h1") == report.name
     headings = page.eval_on_selector_all("h2", "all => all.map(one => one.innerText)")
     wanted = (
-        {"Test accuracy"} if case == "partial" else {"Learning curves", "Accuracy by class", "Most confident mistakes"}
+        {"Test accuracy"}
+        if case == "partial"
+        else {"Learning curves", "Accuracy by class", "Most confident mistakes", "How well the device was used"}
     )
     assert wanted <= set(headings)
     page.close()

@@ -288,7 +288,7 @@ def test_the_markdown_has_a_section_for_each_part(
     assert "> [!WARNING]\n> - the data leaks\n" in text
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     tables = sum(token.type == "table_open" for token in tokens)
-    assert tables == 8  # splits, classes, confusions, mistakes, data, time, loader, environment
+    assert tables == 9  # splits, classes, confusions, mistakes, data, use, time, loader, environment
     assert sum(token.type == "code_block" for token in tokens) == 2  # the spec, how to run it again
 
 
