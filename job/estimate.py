@@ -5,9 +5,9 @@ total(parts(figures)) = start + train + evaluate + save + report
 
 from dataclasses import dataclass
 
-REPORT = 1.5  # seconds for plots and pages, two thirds of it for importing matplotlib
-SAVE = 0.02  # seconds for each checkpoint beyond its bytes: hash, pointer, two flushes
-SAVE_RATE = 200e6  # bytes/s, flushed to disk and hashed: that of a plain cloud volume
+REPORT = 1.5  # seconds for plots and pages; an assumption, of the size seen on two CPU cores
+SAVE = 0.02  # seconds for each checkpoint beyond its bytes; on the safe side: 12 of digits.yaml held it up for 0.04 s
+SAVE_RATE = 200e6  # bytes/s, flushed to disk and hashed; an assumption: a plain cloud volume
 
 
 @dataclass(frozen=True)
