@@ -289,7 +289,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the run hears them, and tells when it is over
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
-        os.nice(10)
+        os.nice(19)  # a step waits for its slowest thread: 10 would still take a tenth of a busy core
     folder = RunFolder(options.folder)
     with alone(folder):
         code = serve(Uploader(folder, options.uri, options.keep, options.adopt, strict=options.strict), sys.stdin)
