@@ -74,17 +74,24 @@ def decode(content: bytes, form: Form, seen: Header) -> NDArray[np.uint8]:
     whole = seen.size == (form.width, form.height)
     if not whole and not form.resize:
         raise ValueError(f"it is {size_text(seen.size)}, not {size_text((form.width, form.height))}")
-    if whole and _plain_jpeg(content) is not None:
+    plain = _plain_jpeg(content) is not None
+    if whole and plain:
         found = _torchvision(content, form.channels)
         if found is not None:
             return found
-    with Image.open(io.BytesIO(content)) as opened:
+    with Image.open(io.BytesIO(content), formats=("JPEG",) if plain else None) as opened:
         if not whole:
             opened.draft(None, (form.width, form.height))
-        image = _plain(ImageOps.exif_transpose(opened), form.channels)
+        image = _plain(opened if plain else ImageOps.exif_transpose(opened), form.channels)
     if not whole:
         image = ImageOps.fit(image, (form.width, form.height), Image.Resampling.BILINEAR)
     return np.array(image).reshape(form.shape)
+
+
+def prepare() -> None:
+    """Loads the decoders now, so that processes forked later need not each do it."""
+    Image.preinit()
+    _operator()
 
 
 def problem_of(error: Exception) -> str:

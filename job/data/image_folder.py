@@ -9,9 +9,7 @@ files and are decoded at each use. Images are resized on the shorter side and ce
 """
 
 import contextlib
-import hashlib
 import os
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +23,8 @@ from numpy.typing import NDArray
 from job.data import kept
 from job.data.decode import VERSION, Encoded, Form, Header, decode, header, problem_of, size_text
 from job.data.images import Images
-from job.data.kept import Copy, Maker, Place, in_parallel
+from job.data.kept import Copy, Maker, Place
+from job.data.survey import Sink, row, shared, survey
 from job.device import available_memory
 from job.errors import DataError
 from job.runfolder import disk_errors
@@ -43,7 +42,6 @@ WORDS = {
     **dict.fromkeys(("I;16", "I;16B", "I;16L", "I"), "16-bit: scaled to 8 bits"),
 }
 MEMORY_PART = 0.5  # of what is free may hold decoded pixels where no copy is kept on disk
-SAMPLE = 4096  # pixels an image, at least, that its sums are taken over: all of them up to 64×64, then every k-th row
 SHOWN = 3  # bad files named in an error before the rest is only counted
 
 
@@ -69,21 +67,6 @@ class Found:
     classes: tuple[str, ...]
     notices: tuple[str, ...]
     skipped: tuple[str, ...]
-
-
-def row(channels: int) -> np.dtype[np.void]:
-    """A file's line in the table."""
-    return np.dtype(
-        [
-            ("good", "?"),
-            ("mode", "U8"),
-            ("digest", "u1", 16),  # of the file's bytes
-            ("check", "<u4"),  # CRC-32 of the pixels
-            ("counted", "<i8"),  # pixels in the sums below
-            ("total", "<i8", (channels,)),
-            ("squares", "<i8", (channels,)),
-        ]
-    )
 
 
 def holds(root: Path) -> bool:
@@ -200,14 +183,11 @@ def _memory(count: int, form: Form) -> NDArray[np.uint8] | None:
     """Room for all images, or None where that is too much."""
     if count * form.nbytes > MEMORY_PART * available_memory():
         return None
-    return np.empty((count, *form.shape), np.uint8)
+    return shared(count, form)
 
 
 def _encoded(root: Path, files: Sequence[File], form: Form) -> Encoded:
     return Encoded([str(root / file.name) for file in files], form)
-
-
-Sink = Callable[[int, NDArray[np.uint8]], None]
 
 
 def _filler(memory: NDArray[np.uint8] | None) -> Sink:
@@ -224,36 +204,11 @@ def _survey(
     """Decodes every file, hands its pixels on, and notes what it found out; what is wrong with the bad ones."""
     table = np.zeros(len(files), row(form.channels))
     problems: dict[int, str] = {}
-    step = max(1, form.height * form.width // SAMPLE)
-
-    def look(piece: range) -> list[tuple[int, str, Header | None]]:
-        bad = []
-        for place in piece:
-            seen = None
-            try:
-                content = (root / files[place].name).read_bytes()
-                seen = header(content)
-                image = decode(content, form, seen)
-            except Exception as error:
-                bad.append((place, problem_of(error), seen))
-                continue
-            sink(place, image)
-            sample = image[::step].reshape(-1, form.channels).astype(np.int32)
-            table[place] = (
-                True,
-                seen.mode,
-                np.frombuffer(hashlib.sha256(content).digest()[:16], np.uint8),
-                zlib.crc32(image.data),
-                len(sample),
-                sample.sum(0, dtype=np.int64),
-                np.square(sample).sum(0, dtype=np.int64),
-            )
-        return bad
-
-    with contextlib.closing(in_parallel(look, len(files))) as found:
-        for bad in found:
+    with contextlib.closing(survey([root / file.name for file in files], form, sink)) as found:
+        for piece in found:
             poll()
-            for place, problem, seen in bad:
+            table[piece.places.start : piece.places.stop] = piece.rows
+            for place, problem, seen in piece.bad:
                 if seen is not None and not form.resize and seen.size != (form.width, form.height):
                     _refuse_sizes(root, files, place, seen.size, form)
                 problems[place] = problem

@@ -116,7 +116,7 @@ class TrainingBatches:
         self.clock = Clock(device)
         self.resident: _Resident | None = None
         if settings.resident:
-            self.resident = _Resident(split, device)
+            self.resident = _resident(split, device)
         else:
             self.sampler = _Sampler()
             self.workers = _workers(split, settings, self.sampler)
@@ -166,6 +166,19 @@ class TrainingBatches:
         with _quiet():
             brought = iter(self.workers)
         return self.device.ahead(_whole_batches(brought), lambda: self.clock("copy"))
+
+
+_LATEST: "list[tuple[Split, str, _Resident]]" = []  # one at most
+
+
+def _resident(split: Split, device: Device) -> "_Resident":
+    """The split's copy on the device. The tuner, the estimate and the training ask one after the other for the same."""
+    for known, kind, made in _LATEST:
+        if known is split and kind == device.kind:
+            return made
+    _LATEST.clear()  # before the next one needs the room
+    _LATEST.append((split, device.kind, _Resident(split, device)))
+    return _LATEST[0][2]
 
 
 class _Resident:

@@ -94,7 +94,7 @@ def worker_counts() -> list[int]:
 
 def child(kind: str, root: Path, size: str, workers: int = 0, images: int = 0, cache: str = "") -> dict[str, float]:
     """Runs one measurement in a process of its own."""
-    command = [sys.executable, __file__, "--child", kind, "--root", str(root), "--size", size]
+    command = [sys.executable, "-m", "tests.bench.folder", "--child", kind, "--root", str(root), "--size", size]
     command += ["--workers", str(workers), "--images", str(images)]
     done = subprocess.run(
         command, env={**os.environ, "JOB_CACHE_DIR": cache}, capture_output=True, text=True, check=False

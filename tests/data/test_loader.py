@@ -97,6 +97,16 @@ def test_files_give_the_same_batches_however_they_are_kept(
         made.close()
 
 
+def test_the_copy_on_the_device_is_made_once(split: Split) -> None:
+    settings = Settings(8, resident=True)
+    first = batches(split, settings)
+    second = batches(split, settings, seed=1)
+    assert first.resident is second.resident
+    other = Split(split.images[::2], split.labels[::2])
+    assert batches(other, settings).resident is not first.resident
+    assert len(epoch(batches(other, settings), 0)[0][1]) == 8
+
+
 def test_a_file_that_goes_bad_is_told_through_the_worker(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_folder, "available_memory", lambda: 100)
     split = own(files, cache=False)
