@@ -106,6 +106,14 @@ test-all: check ## The same with those, a quarter of an hour more
 test-image: setup ## Build the image and test it in containers; as root on Debian it brings its own engine
 	@tests/image/with_engine.sh $(BIN)/python -m pytest -m engine -o faulthandler_timeout=1500 tests/image
 
+OCI_CLI := $(abspath $(VENV))-oci-cli/bin/oci
+
+.PHONY: test-cli
+test-cli: setup ## Let OCI's own command line read a run from the test server; it gets an environment of its own
+	@test -x $(OCI_CLI) || { $(BIN)/python -m venv $(VENV)-oci-cli && \
+	  $(VENV)-oci-cli/bin/pip --disable-pip-version-check install --quiet oci-cli==3.95.1; }
+	@OCI_CLI=$(OCI_CLI) $(BIN)/python -m pytest -q tests/storage/test_oci_cli.py
+
 CHECKOV := $(VENV)-checkov/bin/checkov
 
 .PHONY: infra-check

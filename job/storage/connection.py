@@ -18,6 +18,8 @@ class Connection:
     bucket: str
     credentials: Credentials
     pid: int
+    timeout: float
+    """Seconds without a byte after which a request is given up."""
 
 
 def look(connection: Connection, key: str, where: str) -> Any:

@@ -19,11 +19,12 @@ import urllib3
 from job.runfolder import sha256
 from job.storage.attempts import Damaged, anew, attempt
 from job.storage.connection import Connection, look
+from job.storage.pace import Pace
 from job.storage.store import StoreError, refusals
 
 CHUNK = 16 * 2**20  # bytes of a range
 PARALLEL = 8  # ranges at once; each holds a piece
-PIECE = 2**20
+PIECE = 2**18
 
 
 def get(connection: Connection, key: str, where: str, path: Path) -> None:
@@ -122,12 +123,13 @@ def _range(
             raise Damaged(where, "it was replaced while it was read") from error
         raise
     with contextlib.closing(answer.data):
-        at = start
-        for piece in answer.data.raw.stream(PIECE, decode_content=False):
+        at, pace = start, Pace(connection.timeout)
+        while piece := answer.data.raw.read1(PIECE, decode_content=False):
             if at + len(piece) > end:
                 break
             unfinished.write(piece, at)
             at += len(piece)
+            pace.moved(len(piece))
     if at != end:
         raise urllib3.exceptions.IncompleteRead(at - start, end - at)
 

@@ -120,7 +120,7 @@ class ObjectStore:
         namespace = self._namespace
         if namespace is None:
             namespace = attempt(self.uri, lambda ask: client.get_namespace(opc_client_request_id=ask).data)
-        return Connection(client, namespace, self._bucket, credentials, os.getpid())
+        return Connection(client, namespace, self._bucket, credentials, os.getpid(), self._timeout)
 
     def _page(self, connection: Connection, prefix: str, start: str | None) -> Any:
         def call(ask: str) -> Any:

@@ -6,6 +6,7 @@ are those that a killed process left behind under the same name; one name has on
 
 import base64
 import contextlib
+import functools
 import hashlib
 import threading
 from dataclasses import dataclass
@@ -14,16 +15,17 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import oci.exceptions
-import oci.pagination
 
 from job.errors import JobError
 from job.storage.attempts import Damaged, anew, attempt
 from job.storage.connection import Connection, look
+from job.storage.pace import PacedBody
 from job.storage.store import Entry, StoreError
 
 import oci.object_storage  # isort: skip
 
-PART = 16 * 2**20  # bytes; a larger file goes up in parts. The service wants 10 MiB of each but the last
+PART = 16 * 2**20  # bytes of a part at most, until MOST_PARTS of them would not hold the file
+SMALLEST_PART = 10 * 2**20  # what the service wants of each but the last; a larger file goes up in parts
 MOST_PARTS = 9_000  # the service takes 10,000
 PARALLEL = 8  # parts at once; each holds a buffer of 64 KiB
 PIECE = 2**20
@@ -102,7 +104,7 @@ def measure(path: Path, where: str, parts: bool = True) -> Sums:
     """Reads the file once. Without `parts` it goes up in one request, however large."""
     try:
         size = path.stat().st_size
-        part = max(PART, -(-size // MOST_PARTS)) if parts else max(size, 1)
+        part = part_size(size) if parts else max(size, 1)
         whole = hashlib.sha256()
         with path.open("rb") as file:
             md5s = [_part_md5(file, min(part, size - at), whole) for at in range(0, max(size, 1), part)]
@@ -113,6 +115,12 @@ def measure(path: Path, where: str, parts: bool = True) -> Sums:
         return Sums(size, part, base64.b64encode(md5s[0]).decode(), whole.hexdigest())
     joined = hashlib.md5(b"".join(md5s), usedforsecurity=False).digest()
     return Sums(size, part, f"{base64.b64encode(joined).decode()}-{len(md5s)}", whole.hexdigest())
+
+
+def part_size(size: int) -> int:
+    """So that all connections are busy until the end: as many parts as connections, or a multiple of that."""
+    rounds = max(1, -(-size // (PART * PARALLEL)))
+    return max(SMALLEST_PART, -(-size // (rounds * PARALLEL)), -(-size // MOST_PARTS))
 
 
 def _part_md5(file: IO[bytes], length: int, whole: "hashlib._Hash") -> bytes:
@@ -144,7 +152,7 @@ def _put_at_once(
             connection.namespace,
             connection.bucket,
             key,
-            file,
+            PacedBody(file, connection.timeout),
             content_md5=sums.md5,
             opc_checksum_algorithm="SHA256",
             opc_content_sha256=base64.b64encode(bytes.fromhex(sums.sha256)).decode(),
@@ -182,7 +190,7 @@ class _Parts:
     """
 
     def __init__(self, connection: Connection, where: str) -> None:
-        self._client, self._where = connection.client, where
+        self._client, self._timeout, self._where = connection.client, connection.timeout, where
         self._failure: JobError | None = None
         self.upload_id = ""
 
@@ -205,7 +213,8 @@ class _Parts:
         def call(ask: str) -> Any:
             part.seek(0)
             part.bytes_read = 0  # its seek forgets that, and would send nothing
-            return self._client.upload_part(*args, **options, opc_client_request_id=ask)
+            body = PacedBody(part, self._timeout)
+            return self._client.upload_part(*args[:-1], body, **options, opc_client_request_id=ask)
 
         try:
             if self._failure is None:
@@ -235,20 +244,35 @@ class _Parts:
 
 def _abort_leftovers(connection: Connection, key: str, where: str) -> None:
     """Unfinished uploads cost storage until they are aborted."""
-    place = (connection.namespace, connection.bucket)
+    client, place = connection.client, (connection.namespace, connection.bucket)
 
-    def listed(ask: str) -> Any:
-        client = connection.client
-        every = oci.pagination.list_call_get_all_results_generator
-        found = every(client.list_multipart_uploads, "record", *place, opc_client_request_id=ask)
-        return [upload.upload_id for upload in found if upload.object == key]
-
-    for upload_id in attempt(where, listed):
-        with _active_lock:
-            if upload_id in _active:
-                continue
+    def abort(upload_id: str, ask: str) -> None:
         try:
-            connection.client.abort_multipart_upload(*place, key, upload_id)
+            client.abort_multipart_upload(*place, key, upload_id, opc_client_request_id=ask)
         except oci.exceptions.ServiceError as error:
             if error.code != "NoSuchUpload":
                 raise
+
+    for upload_id in _unfinished(connection, key, where):
+        with _active_lock:
+            if upload_id in _active:
+                continue
+        attempt(where, functools.partial(abort, upload_id))
+
+
+def _unfinished(connection: Connection, key: str, where: str) -> list[str]:
+    """Ids of the uploads under this key. A list that begins again is at its end."""
+    found: list[str] = []
+    pages: list[str | None] = [None]
+    while True:
+        asked = {} if pages[-1] is None else {"page": pages[-1]}
+        answer = attempt(where, functools.partial(_uploads, connection, asked))
+        found += [upload.upload_id for upload in answer.data if upload.object == key]
+        if answer.next_page is None or answer.next_page in pages:
+            return found
+        pages.append(answer.next_page)
+
+
+def _uploads(connection: Connection, asked: dict[str, Any], ask: str) -> Any:
+    list_uploads = connection.client.list_multipart_uploads
+    return list_uploads(connection.namespace, connection.bucket, opc_client_request_id=ask, **asked)

@@ -71,6 +71,11 @@ class Faults:
         with self._lock:
             self._faults.append(Fault(kind, on, **fields))
 
+    def reseed(self, seed: int) -> None:
+        """The same chances again."""
+        with self._lock:
+            self._random.seed(seed)
+
     def clear(self) -> None:
         with self._lock:
             self._faults.clear()

@@ -30,6 +30,7 @@ def environment(server: ObjectStorage, tmp_path: Path, monkeypatch: pytest.Monke
     for module, name, value in (
         (attempts, "FIRST_WAIT", 0.001),
         (upload, "PART", PART),
+        (upload, "SMALLEST_PART", PART),
         (upload, "PARALLEL", 3),
         (download, "CHUNK", PART),
         (download, "PARALLEL", 3),

@@ -1,39 +1,21 @@
-"""Object Storage through the real SDK, against the test server: every fault, and nothing lost or altered."""
+"""Object Storage through the real SDK, against the test server: what is put comes back, of any size and name."""
 
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 from job.errors import UsageError
-from job.storage import attempts, download
+from job.storage import download, upload
 from job.storage.object_storage import ObjectStore, open_uri
 from job.storage.store import StoreError, open_store
-from tests.object_storage.faults import OTHERS, REFUSALS
 from tests.object_storage.server import ObjectStorage
-
-SMALL, LARGE = os.urandom(700), os.urandom(7_300)  # one request, and eight parts
-FINAL = ("401", "skew", "404", "bucket", "412", "quota")
-PASSING = tuple(kind for kind in (*REFUSALS, *OTHERS) if kind not in FINAL)
-
-
-def written(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
-
-
-def back(store: ObjectStore, name: str, folder: Path) -> bytes:
-    store.get(name, folder / "back")
-    assert [path.name for path in folder.iterdir() if path.name.endswith(".part")] == []
-    return (folder / "back").read_bytes()
+from tests.storage.files import LARGE, SMALL, back, written
 
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 5000, 12345])
@@ -46,6 +28,25 @@ def test_what_is_put_comes_back(store: ObjectStore, server: ObjectStorage, tmp_p
     assert store.list() == [entry]
     assert back(store, entry.name, tmp_path) == content
     assert server.uploads == {}
+
+
+@pytest.mark.parametrize(
+    ("size", "parts"),
+    [
+        (0, 1),
+        (10 * 2**20, 1),
+        (11 * 2**20, 2),
+        (45_000_000, 5),
+        (90_000_000, 8),
+        (2**27, 8),
+        (2**30, 64),
+        (2**42, 9000),
+    ],
+)
+def test_parts_keep_all_connections_busy(size: int, parts: int) -> None:
+    part = upload.part_size(size)
+    assert part >= 10 * 2**20
+    assert max(1, -(-size // part)) == parts
 
 
 def test_absent_is_no_error_but_for_get(store: ObjectStore, tmp_path: Path) -> None:
@@ -110,120 +111,6 @@ def test_many_threads_share_a_store(store: ObjectStore, server: ObjectStorage, t
     with ThreadPoolExecutor(6) as pool:
         assert all(pool.map(there_and_back, contents))
     assert server.uploads == {}
-
-
-@pytest.mark.parametrize("kind", PASSING)
-@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
-@pytest.mark.parametrize("operation", ["put", "upload_part", "create_upload", "commit_upload", "head", "list_uploads"])
-def test_what_passes_is_outlived_by_put(
-    store: ObjectStore, server: ObjectStorage, tmp_path: Path, kind: str, content: bytes, operation: str
-) -> None:
-    store.put(written(tmp_path / "old", b"old"), "a")
-    server.faults.add(kind, operation, times=2)
-    entry = store.put(written(tmp_path / "file", content), "a")
-    server.faults.clear()
-    if (
-        kind == "flipped"
-        and operation in ("put", "upload_part", "commit_upload")
-        and server.content("runs/a") != content
-    ):
-        with pytest.raises(StoreError, match="what was read has another checksum"):
-            back(store, "a", tmp_path)  # a bit that fell over on the service's disk is found when it is read
-        return
-    assert server.content("runs/a") == content
-    assert store.head("a") == entry
-    assert back(store, "a", tmp_path) == content
-    store.put(written(tmp_path / "file", content), "a")
-    assert server.uploads == {}, "what a broken answer left open is gone with the next upload at the latest"
-
-
-@pytest.mark.parametrize("kind", PASSING)
-@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
-@pytest.mark.parametrize("operation", ["get", "head"])
-def test_what_passes_is_outlived_by_get(
-    store: ObjectStore, server: ObjectStorage, tmp_path: Path, kind: str, content: bytes, operation: str
-) -> None:
-    store.put(written(tmp_path / "file", content), "a")
-    server.faults.add(kind, operation, times=2)
-    assert back(store, "a", tmp_path) == content
-
-
-@pytest.mark.parametrize("kind", PASSING)
-@pytest.mark.parametrize("operation", ["list", "delete", "head", "put", "get"])
-def test_what_passes_is_outlived_by_the_others(
-    store: ObjectStore, server: ObjectStorage, tmp_path: Path, kind: str, operation: str
-) -> None:
-    names = [f"n{number}" for number in range(7)]
-    entries = [store.put(written(tmp_path / "file", b"1"), name) for name in names]
-    server.faults.add(kind, operation, times=1)
-    if operation == "list" and kind == "endless":
-        with pytest.raises(StoreError, match="its list repeats a page") as caught:
-            store.list()
-        assert not caught.value.final
-    assert store.list() == entries
-    assert store.head("n3") == entries[3]
-    store.delete("n3")
-    server.faults.clear()
-    if not (operation == "delete" and kind == "lost"):
-        assert store.head("n3") is None
-    store.delete("n3")
-    made = store.put_if(tmp_path / "file", "n3", None)
-    assert made is not None
-    server.faults.add(kind, operation, times=1)
-    again = store.put_if(written(tmp_path / "file", b"2"), "n3", made.etag)
-    assert again is not None
-    if kind != "flipped":
-        assert server.content("runs/n3") == b"2"
-    server.faults.clear()
-    assert store.head("n3") == again
-
-
-@pytest.mark.parametrize("kind", FINAL)
-@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
-def test_what_is_final_is_told_at_once(
-    store: ObjectStore, server: ObjectStorage, tmp_path: Path, kind: str, content: bytes
-) -> None:
-    source = written(tmp_path / "file", content)
-    store.put(source, "there")
-    calls: list[Callable[[], object]] = [
-        lambda: store.put(source, "a"),
-        lambda: store.get("there", tmp_path / "back"),
-        lambda: store.head("there"),
-        store.list,
-        lambda: store.delete("there"),
-    ]
-    for call in calls:
-        server.faults.add(kind, times=None)
-        server.told.clear()
-        with pytest.raises(StoreError, match=r"opc-(client-)?request-id \w+") as caught:
-            call()
-        assert caught.value.final
-        assert "\n" not in str(caught.value)
-        assert caught.value.where.startswith("oci://bucket@space/runs")
-        assert len(server.told) <= 3, "no retries, but a look at what is open"
-        server.faults.clear()
-    assert sorted(server.objects) == ["runs/there"]
-    assert not (tmp_path / "back").exists()
-
-
-@pytest.mark.parametrize(
-    "kind", [kind for kind in PASSING if kind in REFUSALS or kind in ("reset_before", "reset_request", "reset_after")]
-)
-@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
-def test_a_dead_store_costs_few_requests(
-    store: ObjectStore, server: ObjectStorage, tmp_path: Path, kind: str, content: bytes
-) -> None:
-    store.put(written(tmp_path / "file", b"old"), "a")
-    server.faults.add(kind, "put", "upload_part", times=None)
-    server.told.clear()
-    with pytest.raises(StoreError) as caught:
-        store.put(written(tmp_path / "file", content), "a")
-    assert not caught.value.final
-    assert server.count("put", "upload_part") <= 3 * attempts.TRIES
-    server.faults.clear()
-    assert server.uploads == {}
-    if content == LARGE or kind != "reset_after":
-        assert server.content("runs/a") == b"old"
 
 
 def test_a_dead_network_is_one_line(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:
@@ -354,64 +241,3 @@ def test_a_missing_bucket_is_no_absent_object(environment: None, tmp_path: Path)
     with pytest.raises(StoreError, match="404 BucketNotFound") as caught:
         other.head("a")
     assert caught.value.final
-
-
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["put", "put_if", "get", "delete", "list", "head"]),
-        st.sampled_from(["a", "b/c", "ü d"]),
-        st.integers(0, 5000),
-    ),
-    min_size=3,
-    max_size=12,
-)
-BREAKS = [kind for kind in PASSING if kind not in ("flipped", "hang", "endless", "lost")]
-
-
-@settings(
-    max_examples=15,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(steps=STEPS, seed=st.integers(0, 2**16), kinds=st.lists(st.sampled_from(BREAKS), min_size=1, max_size=3))
-def test_any_sequence_under_any_faults_is_true_to_a_dictionary(
-    store: ObjectStore,
-    server: ObjectStorage,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    steps: list[tuple[str, str, int]],
-    seed: int,
-    kinds: list[str],
-) -> None:
-    monkeypatch.setattr(attempts, "TRIES", 12)
-    server.faults.clear()
-    for entry in store.list():
-        store.delete(entry.name)
-    server.faults._random.seed(seed)
-    for kind in kinds:
-        server.faults.add(kind, times=None, probability=0.15)
-    expected: dict[str, bytes] = {}
-    for number, (step, name, size) in enumerate(steps):
-        content = number.to_bytes(2, "big") * (size // 2)
-        source = written(tmp_path / "file", content)
-        if step == "put":
-            store.put(source, name)
-            expected[name] = content
-        elif step == "put_if":
-            made = store.put_if(source, name, None)
-            assert (made is None) == (name in expected)
-            expected.setdefault(name, content)
-        elif step == "delete":
-            store.delete(name)
-            expected.pop(name, None)
-        elif step == "get" and name in expected:
-            assert back(store, name, tmp_path) == expected[name]
-        elif step == "list":
-            assert [(entry.name, entry.size) for entry in store.list()] == sorted(
-                (name, len(content)) for name, content in expected.items()
-            )
-        elif step == "head":
-            assert store.exists(name) == (name in expected)
-    server.faults.clear()
-    assert {name: server.content(f"runs/{name}") for name in expected} == expected
-    assert {name.removeprefix("runs/") for name in server.objects} == set(expected)
