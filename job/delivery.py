@@ -22,7 +22,7 @@ from typing import Any
 from job.errors import Interrupted, JobError, UploadError, UsageError
 from job.events import Ended, Event, Note, Progress, Stored
 from job.interrupt import StopFlag
-from job.runfolder import OUTBOX, STATE, RunFolder, disk_errors, read_state
+from job.runfolder import OUTBOX, STATE, UNSEEN, RunFolder, disk_errors, read_state
 from job.spec.load import Loaded
 from job.spec.schema import Spec
 
@@ -88,6 +88,10 @@ class Delivery:
             ended = "" if self.process is None or self.process.poll() is None else _last_line(self.folder)
             why = self.state.get("error") or ended or f"{self.uri}: no answer in {PATIENCE:.0f} s"
             self._kill()
+            if bare:
+                mark = self.folder.root / UNSEEN
+                with disk_errors(mark):
+                    mark.touch()
             self._start()
             self.troubled = True
             yield Note(f"The store cannot be reached; results wait in {self.folder.root}: {why}", "warning")

@@ -21,6 +21,7 @@ from job.errors import JobError
 
 OUTBOX = ".outbox"  # in a run's folder: what the uploader keeps there
 STATE = f"{OUTBOX}/state.json"
+UNSEEN = f"{OUTBOX}/unseen"  # this run began without knowing whether the store holds one of its id
 STORE_FACTS = ("uri", "phase", "durable", "lag_seconds", "waiting", "error")  # of the uploader, for status.json
 CHECKPOINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.pt")
 

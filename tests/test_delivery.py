@@ -106,6 +106,27 @@ def test_a_dead_store_does_not_touch_the_training(
     assert texts(list(pipeline.upload(folder(tmp_path)))) == f"Everything is stored: oci://bucket@space/{RUN}"
 
 
+@pytest.mark.slow
+def test_a_run_begun_without_the_store_does_not_replace_the_one_that_is_there(
+    tmp_path: Path, server: ObjectStorage, bucket: WatchedBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id is known to the bucket alone, which does not answer: both runs are kept, and it is said."""
+    run()
+    before = stored(server, RUN)
+    folder(tmp_path).root.rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("JOB_OCI_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("job.delivery.PATIENCE", 2.0)
+    with pytest.raises(UploadError):
+        run("store.flush_timeout=2s", "train.seed=7")
+    monkeypatch.setenv("JOB_OCI_ENDPOINT", server.endpoint)
+    with pytest.raises(UploadError, match="it holds another run of this id"):
+        list(pipeline.upload(folder(tmp_path)))
+    assert stored(server, RUN) == before
+    other = folder(tmp_path).root.rename(tmp_path / "work/other")
+    assert "Everything is stored" in texts(list(pipeline.upload(RunFolder(other))))
+    assert stored(server, "runs/other") == contents(other)
+
+
 @pytest.mark.parametrize("kind", ["401", "404", "bucket", "quota", "skew"])
 def test_a_refusal_is_told_before_training(server: ObjectStorage, kind: str) -> None:
     server.faults.add(kind, "put", times=None)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from job.errors import JobError
-from job.runfolder import OUTBOX, STATE, RunFolder
+from job.runfolder import OUTBOX, STATE, UNSEEN, RunFolder, is_hidden
 from job.storage import runs
 from job.storage.lease import Lease, LeaseError, in_memory, scratch
 from job.storage.outbox import Outbox
@@ -72,7 +72,8 @@ class Uploader:
             return 0
         if self.final and self.strict and not self.begun:
             return 2
-        if self.final and self.over.is_set() and all(lane in self.final or self.rounds[lane] for lane in self.rounds):
+        shut = "live" in self.final and not self.opened.is_set()  # refused at the door: the other lane never begins
+        if self.over.is_set() and (shut or (self.final and all(n in self.final or self.rounds[n] for n in self.rounds))):
             return 4
         if not all(thread.is_alive() for thread in self.threads):
             return 4
@@ -184,6 +185,7 @@ class Uploader:
         if not self.lease.held:
             self.phase = "waiting for the lease"
             self.lease.acquire(self._wait_or_stop)
+        self._refuse_another(self.store, self.lease)
         if self.adopt != "never":
             self.phase = "fetching"
             if runs.adopt(self.store, self.folder, resume=self.adopt == "resume") == "complete":
@@ -195,6 +197,19 @@ class Uploader:
         self.phase, self.begun = "mirroring", True
         self.opened.set()
         return True
+
+
+    def _refuse_another(self, store: Store, lease: Lease) -> None:
+        """A run that began while the store was away may bear the id of one that the store holds: both are kept."""
+        mark = self.folder.root / UNSEEN
+        if not mark.exists():
+            return
+        if any(not is_hidden(entry.name) for entry in store.list()):
+            lease.release()
+            what = "it holds another run of this id, which could not be seen when this one began; nothing was replaced"
+            cure = f"rename {self.folder.root} and upload it under that id, or delete the one in the store"
+            raise StoreError(self.uri, what, cure, final=True)
+        mark.unlink()
 
 
 def probe(store: Store) -> None:
