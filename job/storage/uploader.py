@@ -73,7 +73,8 @@ class Uploader:
         if self.final and self.strict and not self.begun:
             return 2
         shut = "live" in self.final and not self.opened.is_set()  # refused at the door: the other lane never begins
-        if self.over.is_set() and (shut or (self.final and all(n in self.final or self.rounds[n] for n in self.rounds))):
+        idle = all(lane in self.final or self.rounds[lane] for lane in self.rounds)
+        if self.over.is_set() and (shut or (self.final and idle)):
             return 4
         if not all(thread.is_alive() for thread in self.threads):
             return 4
@@ -197,7 +198,6 @@ class Uploader:
         self.phase, self.begun = "mirroring", True
         self.opened.set()
         return True
-
 
     def _refuse_another(self, store: Store, lease: Lease) -> None:
         """A run that began while the store was away may bear the id of one that the store holds: both are kept."""
