@@ -111,7 +111,7 @@ def with_lightning(data: str, workers: int) -> float:
 
     from tests.bench.lab import Net
 
-    class Module(lightning.LightningModule):
+    class Module(lightning.LightningModule):  # type: ignore[misc]  # lightning is no part of the locked environment
         def __init__(self) -> None:
             super().__init__()
             self.net = Net()
