@@ -27,7 +27,19 @@ KEPT = (".py", ".yaml", ".json", ".npz")  # of the job, beside its templates
 SOURCES = ("c", "cpp", "pxd", "pyi", "pyx")
 # A service of OCI's SDK is a folder with models; these are kept of some 150, the job calls no other.
 SERVICES = {
-    *("artifacts", "audit", "budget", "core", "identity", "limits", "logging", "loggingingestion", "loggingsearch"),
+    *(
+        "artifacts",
+        "audit",
+        "batch",
+        "budget",
+        "core",
+        "data_science",
+        "identity",
+        "limits",
+        "logging",
+        "loggingingestion",
+        "loggingsearch",
+    ),
     *("monitoring", "object_storage", "ons", "secrets", "usage_api", "work_requests"),
 }
 
