@@ -2,9 +2,11 @@
 
 import errno
 import time
+from collections.abc import Iterator
 from typing import Any
 
 SLOWEST = 10_000  # bytes a second
+PIECE = 2**16  # bytes
 
 
 class Pace:
@@ -37,3 +39,8 @@ class PacedBody:
         if len(piece):
             self._pace.moved(len(piece))
         return piece
+
+    def __iter__(self) -> Iterator[Any]:
+        """The SDK sends a body again after a 401 and forgets its length; it is then asked for piece by piece."""
+        while len(piece := self.read(PIECE)):
+            yield piece
