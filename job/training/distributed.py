@@ -9,6 +9,7 @@ the average is that of the whole batch also where shares differ. Losses and eval
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from job.device import Device
 from job.errors import UsageError
 
 PATIENCE = timedelta(days=1)  # others wait while rank 0 reads data; a rank that dies is noticed by its connection
+MEETING = 60  # seconds in which all ranks are there: they are started together
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,9 @@ def join() -> Iterator[Ranks]:
     gpus = torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    signal.alarm(MEETING)  # gloo now and then waits for ever when ranks meet again; killed, they are started once more
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+    signal.alarm(0)
     try:
         yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:
