@@ -1,7 +1,7 @@
 """The process beside the training that empties the outbox: python -m job.storage.uploader FOLDER URI --keep 3
 
-A process of its own, at low priority, so that training shares neither interpreter, memory nor fate with it: it takes
-no time from a step, is not there in the forks of the data workers, and goes on for a while when the run is killed.
+A process of its own, so that training shares neither interpreter, memory nor fate with it, which takes only the time
+that training leaves, is not there in the forks of the data workers, and goes on for a while when the run is killed.
 It hears "over" on standard input when the run has ended, and the end of the input when the run is gone. What it has
 to say stands in RUN/.outbox/state.json. Exit codes: 0 everything is stored, 4 not, 2 the store refuses.
 """
@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,7 +38,7 @@ ORPHANED = 120.0  # seconds that an uploader goes on when its run was killed
 
 
 class Uploader:
-    """Two threads: one for status, log and lease, one for everything else. `state` is what they have come to."""
+    """Two lanes: one for status, log and lease, one for everything else. `state` is what they have come to."""
 
     def __init__(self, folder: RunFolder, uri: str, keep: int, adopt: str, *, strict: bool) -> None:
         """`adopt` is never, spec or resume: what may be taken from the store. `strict`: a refusal is the end."""
@@ -48,6 +48,7 @@ class Uploader:
         self.final: set[str] = set()  # lanes whose error no retry mends
         self.begun = self.lost = False
         self.stopping, self.opened, self.over = threading.Event(), threading.Event(), threading.Event()
+        self.turn = threading.Condition()  # of events: whoever waits looks again
         self.outbox = Outbox(folder, keep)
         self.store: Store | None = None
         self.lease: Lease | None = None
@@ -63,8 +64,10 @@ class Uploader:
     def end(self) -> None:
         """From now on the folder does not change any more: everything goes up, the manifest last."""
         self.errors, self.final = {}, set()  # once more, at once
-        self.over.set()
         self.outbox.over = True
+        with self.turn:
+            self.over.set()
+            self.turn.notify_all()
 
     def outcome(self) -> int | None:
         """None while there is something to do; else the exit code."""
@@ -86,7 +89,7 @@ class Uploader:
 
     def close(self) -> None:
         """Stops the threads and lets go of the lease; what cannot be let go of expires."""
-        self.stopping.set()
+        self._stop()
         for thread in self.threads:
             thread.join(2 * ROUND)
         if self.lease is not None:
@@ -115,10 +118,24 @@ class Uploader:
         return {**state, "left": self.outbox.unsent()} if self.over.is_set() else state
 
     def _lane(self, name: str) -> None:
-        """Steps until told to stop. Nothing that a store, a disk or a mistake of ours does ends it."""
+        """Aside while training runs. Nobody may raise a priority again, so a thread of its own takes the low one."""
+        if name == "live":  # training waits for the first look at the store
+            self._work(name, lambda: self.opened.is_set() or self.over.is_set() or bool(self.errors))
+        aside = threading.Thread(target=self._aside, args=(name,), name=f"{name} aside", daemon=True)
+        aside.start()
+        aside.join()
+        self._work(name, lambda: False)
+
+    def _aside(self, name: str) -> None:
+        step_aside()
+        self._work(name, self.over.is_set)
+
+    def _work(self, name: str, done: Callable[[], bool]) -> None:
+        """Steps until done or told to stop. Nothing that a store, a disk or a mistake of ours does ends it."""
         failures = 0
-        while not self.stopping.is_set():
-            pause = LAST_ROUND if self.over.is_set() else ROUND
+        while not self.stopping.is_set() and not done():
+            over = self.over.is_set()
+            pause = LAST_ROUND if over else ROUND
             try:
                 if self._step(name):
                     pause, self.rounds[name] = 0.0, 0
@@ -131,7 +148,7 @@ class Uploader:
                 self.rounds[name] = 0
                 failures += 1
                 pause = self._failed(name, error, failures)
-            self._wait(pause)
+            self._wait(pause, over)
 
     def _failed(self, name: str, error: Exception, failures: int) -> float:
         """Notes what went wrong; seconds until the next try."""
@@ -149,18 +166,18 @@ class Uploader:
         wait = FINAL_EVERY if final else min(longest, first * 2 ** (failures - 1))
         return wait * random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret
 
-    def _wait(self, seconds: float) -> None:
+    def _wait(self, seconds: float, over: bool) -> None:
         """Less when the run ends meanwhile: then there is no time to lose."""
-        until = time.monotonic() + seconds
-        over = self.over.is_set()
-        while not self.stopping.is_set() and self.over.is_set() == over:
-            left = until - time.monotonic()
-            if left <= 0:
-                return
-            self.stopping.wait(min(left, LAST_ROUND))
+        with self.turn:
+            self.turn.wait_for(lambda: self.stopping.is_set() or self.over.is_set() != over, seconds)
+
+    def _stop(self) -> None:
+        with self.turn:
+            self.stopping.set()
+            self.turn.notify_all()
 
     def _wait_or_stop(self, seconds: float) -> None:
-        self._wait(seconds)
+        self._wait(seconds, self.over.is_set())
         if self.stopping.is_set():
             raise JobError(self.uri, "the uploader was told to stop", "run upload to finish")
 
@@ -191,7 +208,7 @@ class Uploader:
             self.phase = "fetching"
             if runs.adopt(self.store, self.folder, resume=self.adopt == "resume") == "complete":
                 self.phase = "complete"
-                self.stopping.set()
+                self._stop()
                 return True
             self.adopt = "never"
         self.outbox.connect(self.store, self.lease.renew)
@@ -240,6 +257,14 @@ def alone(folder: RunFolder, patience: float = 30.0) -> Iterator[None]:
                     raise JobError(str(folder.root), "another uploader is at work here", "wait for it to end") from None
                 time.sleep(0.05)
         yield
+
+
+def step_aside() -> None:
+    """This thread takes only what training leaves: a step waits for its slowest thread, so nice 19 would be felt."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # where the next line is not allowed
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
 
 
 def write_state(folder: RunFolder, state: dict[str, Any]) -> None:
@@ -303,8 +328,6 @@ def main() -> None:
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # the run hears them, and tells when it is over
         signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(OSError):
-        os.nice(19)  # a step waits for its slowest thread: 10 would still take a tenth of a busy core
     folder = RunFolder(options.folder)
     with alone(folder):
         code = serve(Uploader(folder, options.uri, options.keep, options.adopt, strict=options.strict), sys.stdin)

@@ -41,11 +41,16 @@ class Ratio:
 
 
 def options(doc: str | None, arguments: Sequence[str] | None, repeat: int = 3) -> argparse.Namespace:
+    return parser(doc, repeat).parse_args(arguments)
+
+
+def parser(doc: str | None, repeat: int = 3) -> argparse.ArgumentParser:
+    """What every benchmark takes, whether it has a use for it or not; some add more."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("JOB_DATA_ROOT"), help="default: $JOB_DATA_ROOT")
     parser.add_argument("--repeat", type=int, default=repeat, metavar="N", help=f"runs of each side; default {repeat}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def cifar10(data: Path | None) -> Path | None:

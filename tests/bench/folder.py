@@ -11,14 +11,16 @@ Bars: first ≥ 2, an epoch from the cache ≥ 5, at 256×256 and resized to 64.
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from job.device import cpu_count, cpu_name
+from job.device import cpu_count
+from tests.bench import common
+from tests.bench.common import Ratio, finish
 from tests.bench.photos import folder
 
 BATCH = 64
@@ -27,15 +29,15 @@ SIZES = {"256": None, "64": 64}
 TRIAL = 2000  # images on which ImageFolder's best number of workers is found
 
 
-def main() -> int:
-    options = arguments()
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parsed(arguments)
     if options.child is not None:
         print(json.dumps(CHILDREN[options.child](options)))
         return 0
-    if options.data is None or not (Path(options.data) / "cifar-10-batches-py/test_batch").is_file():
-        print("skipped: needs CIFAR-10 (cifar-10-batches-py) in --data or JOB_DATA_ROOT, from which the JPEGs are made")
+    data = common.cifar10(options.data)
+    if data is None:
         return 0
-    root = folder(Path(options.data), options.images)
+    root = folder(data, options.images)
     found: dict[str, dict[str, list[float]]] = {}
     workers = {}
     for size in SIZES:
@@ -61,27 +63,22 @@ AGAIN = {"second start": "first", "epoch": "epoch"}
 
 
 def summary(options: argparse.Namespace, found: dict[str, dict[str, list[float]]], workers: dict[str, int]) -> int:
-    """Medians and ratios; 1 where a bar is missed."""
-    medians = {size: {word: statistics.median(times) for word, times in rows.items()} for size, rows in found.items()}
-    print(f"\n{cpu_name()}, {cpu_count()} CPUs, {options.images:,} images, medians of {options.repeat}")
-    ratios: dict[str, dict[str, float]] = {}
-    missed = False
+    """Medians and ratios."""
+    medians = {size: {word: common.median(times) for word, times in rows.items()} for size, rows in found.items()}
+    print(f"\n{options.images:,} images, medians of {options.repeat}")
+    ratios = []
     for size, rows in medians.items():
-        theirs = rows["ImageFolder"]
-        speed = options.images / theirs
-        print(f"{size:>4}  ImageFolder, {workers[size]} workers: {theirs:6.2f} s, {speed:8,.0f} images/s")
-        for word in ("first", "second start", "epoch"):
-            ratios.setdefault(size, {})[word] = theirs / rows[word]
-            bar = BARS.get(word)
-            verdict = "" if bar is None else f"  bar {bar:g}: {'met' if theirs / rows[word] >= bar else 'MISSED'}"
-            missed |= bar is not None and theirs / rows[word] < bar
-            speed = options.images / rows[word]
-            print(f"      {word:12} {rows[word]:6.2f} s, {speed:8,.0f} images/s, {theirs / rows[word]:5.2f}×{verdict}")
-    if options.json is not None:
-        machine = {"cpu": cpu_name(), "cpus": cpu_count()}
-        written = {"machine": machine, "images": options.images, "seconds": found, "ratios": ratios, "workers": workers}
-        options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    return 1 if missed else 0
+        for word in ("ImageFolder", "first", "second start", "epoch"):
+            who = f"ImageFolder, {workers[size]} workers" if word == "ImageFolder" else word
+            print(f"{size:>4}  {who:24} {rows[word]:6.2f} s, {options.images / rows[word]:8,.0f} images/s")
+        for word, what in (
+            ("first", "first epoch"),
+            ("second start", "second start"),
+            ("epoch", "epoch from the cache"),
+        ):
+            ratio = rows["ImageFolder"] / rows[word]
+            ratios.append(Ratio(f"ImageFolder ÷ ours, JPEGs at {size}, {what}", ratio, BARS.get(word)))
+    return finish("folder", ratios, {"images": options.images, "seconds": found, "workers": workers}, options.json)
 
 
 def shown(measured: dict[str, float]) -> str:
@@ -147,15 +144,12 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
 CHILDREN = {"theirs": theirs, "ours": ours}
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A folder of JPEGs: the job against torchvision's ImageFolder.")
-    parser.add_argument("--data", type=Path, default=os.environ.get("JOB_DATA_ROOT"), help="default: $JOB_DATA_ROOT")
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = common.parser(__doc__)
     parser.add_argument("--images", type=int, default=20_000, metavar="N", help="JPEGs to make and read")
-    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of each; default 3")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every timing to this file")
     for name, kind in (("--child", str), ("--root", Path), ("--size", str), ("--workers", int)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

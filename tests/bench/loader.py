@@ -8,23 +8,21 @@ Bars: choice ÷ best ≥ 0.95, tuning within its budget.
 """
 
 import argparse
-import json
-import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from job.data import image_folder, tuning
 from job.data.candidates import PREFETCHES, worker_counts
 from job.data.dataset import load
 from job.data.loader import Batch, Settings, TrainingBatches
-from job.device import cpu_count, cpu_name
 from job.spec.load import parse
 from job.spec.schema import Spec
 from job.training import probe
 from job.training.setup import prepare
+from tests.bench import common
+from tests.bench.common import Ratio, finish
 from tests.bench.photos import folder
 
 BAR = 0.95
@@ -38,25 +36,27 @@ train: {epochs: 1000}
 """
 
 
-def main() -> int:
-    options = arguments()
-    if options.data is None or not (Path(options.data) / "cifar-10-batches-py/test_batch").is_file():
-        print("skipped: needs CIFAR-10 (cifar-10-batches-py) in --data or JOB_DATA_ROOT")
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = common.parser(__doc__)
+    parser.add_argument("--images", type=int, default=20_000, metavar="N", help="JPEGs to make and read")
+    parser.add_argument("--seconds", type=float, default=1.5, metavar="S", help="for each measurement of the sweep")
+    options = parser.parse_args(arguments)
+    data = common.cifar10(options.data)
+    if data is None:
         return 0
-    photos = folder(Path(options.data), options.images)
+    photos = folder(data, options.images)
     kinds = {
-        "in memory": f"{{name: cifar10, root: {options.data}}}",
+        "in memory": f"{{name: cifar10, root: {data}}}",
         "kept copy": f"{{name: image_folder, root: {photos}, resize: 64}}",
         "decoded at each use": f"{{name: image_folder, root: {photos}, resize: 64, cache: false}}",
     }
-    print(f"{cpu_name()}, {cpu_count()} CPUs, images/s of training small_cnn, medians of {options.repeat}")
+    print(f"images/s of training small_cnn, medians of {options.repeat}")
     found = {kind: compare(kind, SPEC.replace("{DATASET}", dataset), options) for kind, dataset in kinds.items()}
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    missed = [kind for kind, row in found.items() if row["ratio"] < BAR or row["seconds"] > row["budget"]]
-    for kind in missed:
-        print(f"{kind}: MISSED")
-    return 1 if missed else 0
+    ratios = []
+    for kind, row in found.items():
+        ratios.append(Ratio(f"the tuner's choice ÷ the best of a sweep, {kind}", row["ratio"], BAR))
+        ratios.append(Ratio(f"seconds of tuning ÷ its budget, {kind}", row["seconds"] / row["budget"], 1, at_most=True))
+    return finish("loader", ratios, found, options.json)
 
 
 def compare(kind: str, text: str, options: argparse.Namespace) -> dict[str, float]:
@@ -109,16 +109,6 @@ def forever(batches: TrainingBatches) -> Iterator[Batch]:
     while True:
         yield from batches.epoch(epoch)
         epoch += 1
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="The tuner's choice against an exhaustive sweep.")
-    parser.add_argument("--data", type=Path, default=os.environ.get("JOB_DATA_ROOT"), help="default: $JOB_DATA_ROOT")
-    parser.add_argument("--images", type=int, default=20_000, metavar="N", help="JPEGs to make and read")
-    parser.add_argument("--seconds", type=float, default=1.5, metavar="S", help="for each measurement of the sweep")
-    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds of the sweep; default 3")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

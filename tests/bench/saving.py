@@ -1,28 +1,28 @@
 """What a checkpoint costs the training thread: the saver's snapshot against a plain torch.save to the same disk.
 
-    python tests/bench/saving.py [--repeat 7] [--json FILE]
+    python -m tests.bench.saving [--repeat 7] [--json FILE]
 
 A ResNet-18 with momentum and its loss for one batch. Both ways are measured alternately in one run; the steps during
 which the background thread writes are timed against steps without one, so that what it takes from them counts, too.
 """
 
-import argparse
-import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torchvision.models import resnet18
 
-from job.device import cpu_count, cpu_name
+from job.device import cpu_count
 from job.runfolder import RunFolder
 from job.training.checkpoint import Place
 from job.training.saving import Saver
+from tests.bench import common
+from tests.bench.common import Ratio, finish
 
 LIMIT = 0.20  # of a synchronous torch.save
 EPOCH_LIMIT = 0.01  # of an epoch of CIFAR-10
@@ -31,11 +31,8 @@ BATCH = 128
 SIDE = 32
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Times what a checkpoint costs the training thread.")
-    parser.add_argument("--repeat", type=int, default=7, metavar="N", help="checkpoints of each kind; default 7")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
-    options = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = common.options(__doc__, arguments, repeat=7)
     torch.set_num_threads(cpu_count())
     module = resnet18(num_classes=10)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
@@ -49,17 +46,16 @@ def main() -> int:
     step()
     with tempfile.TemporaryDirectory() as name:
         found = measure(Path(name), module, optimizer, step, options.repeat)
-    found["epoch_seconds"] = IMAGES / BATCH * found["step"]
-    print(f"{cpu_name()}, {cpu_count()} CPUs, torch {torch.__version__}, {found['bytes'] / 2**20:.0f} MiB of state")
-    share, slowed = found["stall"] / found["plain"], found["slowed"] / found["plain"]
-    of_epoch = (found["stall"] + found["slowed"]) / found["epoch_seconds"]
-    print(f"plain torch.save, flushed   {found['plain'] * 1e3:8.1f} ms   median of {options.repeat}")
-    print(f"the training thread's stall {found['stall'] * 1e3:8.1f} ms   {share:.1%} of it, limit {LIMIT:.0%}")
-    print(f"steps slowed beside it      {found['slowed'] * 1e3:8.1f} ms   {slowed:.1%} of it")
-    print(f"both, of an epoch of {found['epoch_seconds']:.0f} s  {of_epoch:.2%}, limit {EPOCH_LIMIT:.0%}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    return 0 if share <= LIMIT and of_epoch <= EPOCH_LIMIT else 1
+    epoch = IMAGES / BATCH * found["step"]
+    print(f"{found['bytes'] / 2**20:.0f} MiB of state, an epoch of {epoch:.0f} s, medians of {options.repeat}")
+    for what, key in (("plain torch.save, flushed", "plain"), ("the stall", "stall"), ("steps slowed", "slowed")):
+        print(f"{what:26} {found[key] * 1e3:8.1f} ms")
+    ratios = [
+        Ratio("stall of a checkpoint ÷ torch.save, ResNet-18", found["stall"] / found["plain"], LIMIT, at_most=True),
+        Ratio("steps slowed beside the writing ÷ torch.save", found["slowed"] / found["plain"]),
+        Ratio("both ÷ an epoch", (found["stall"] + found["slowed"]) / epoch, EPOCH_LIMIT, at_most=True),
+    ]
+    return finish("saving", ratios, found, options.json)
 
 
 def measure(

@@ -8,7 +8,6 @@ its own, above what it takes once connected.
     python -m tests.bench.storage [--size MIB] [--latency MS] [--rate MB] [--repeat N] [--json FILE]
 """
 
-import argparse
 import json
 import os
 import resource
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from job.storage import upload
 from job.storage.object_storage import open_uri
+from tests.bench import common
 from tests.bench.common import ROOT, Ratio, finish, median, python
 
 MIB = 2**20
@@ -33,10 +33,7 @@ upload_once(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, help="unused: every benchmark takes it")
-    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each side; default 1")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
+    parser = common.parser(__doc__)
     parser.add_argument("--size", type=int, default=1024, help="MiB; default 1024")
     parser.add_argument("--latency", type=float, default=20, help="milliseconds a request; default 20")
     parser.add_argument("--rate", type=float, default=15, help="MB a second that one connection carries; default 15")

@@ -6,7 +6,8 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,18 @@ def wait_for(runs: Path, process: "subprocess.Popen[str]") -> None:
     pytest.fail(f"no training after two minutes: {newest(runs)}")
 
 
+@contextmanager
+def begun(command: list[str], environment: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    """A process that does not outlive the test, whatever becomes of the test."""
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=120)
+
+
 def test_the_demo_needs_no_mount_no_network_no_rights(image: Image) -> None:
     said = image.run()
     accuracy = re.search(r"test accuracy ([0-9.]+)%", said)
@@ -93,26 +106,24 @@ def test_interrupted_and_resumed_in_another_container(image: Image, writable: Ca
     endless = "--run-id again --set train.epochs=5000 --set stop.patience=null"
 
     # Ctrl-C, as a terminal sends it to whatever runs in it
-    command, environment = make("run", image, **folders, ARGS=endless)
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_for(out, first)
-    first.send_signal(signal.SIGINT)
-    said, _ = first.communicate(timeout=120)
+    with begun(*make("run", image, **folders, ARGS=endless)) as first:
+        wait_for(out, first)
+        first.send_signal(signal.SIGINT)
+        said, _ = first.communicate(timeout=120)
     assert first.returncode == 75, said
     saved = files_of(out / "again/checkpoints")
     assert saved, said
 
     # SIGTERM, as `docker stop` and the end of an instance send it
     name = f"gpu-job-test-{os.getpid()}"
-    command, environment = make("run", image, **folders, ARGS=endless, RUN_FLAGS=f"--name {name}")
-    second = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     (out / "again/status.json").unlink()
-    wait_for(out, second)
-    health = image("exec", name, "/opt/job/healthcheck")
-    assert health.returncode == 0, health.stdout + health.stderr
-    assert "again: running, phase train" in health.stdout
-    image("stop", name)
-    said, _ = second.communicate(timeout=120)
+    with begun(*make("run", image, **folders, ARGS=endless, RUN_FLAGS=f"--name {name}")) as second:
+        wait_for(out, second)
+        health = image("exec", name, "/opt/job/healthcheck")
+        assert health.returncode == 0, health.stdout + health.stderr
+        assert re.search("again: running, phase (train|evaluate)", health.stdout), health.stdout
+        image("stop", name)
+        said, _ = second.communicate(timeout=120)
     assert second.returncode == 75, said
     assert "Resumed from" in said
 
