@@ -8,6 +8,7 @@ there the signal ends it on the spot. A second signal ends the process at once. 
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from job.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE = 90.0  # seconds
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class Leave(BaseException):
@@ -87,3 +89,9 @@ class StopFlag:
             sys.stderr.write(f"checkpoint.grace, {self.grace:g} s, is over: leaving without a new checkpoint\n")
             sys.stderr.flush()
             os._exit(Interrupted.exit_code)
+
+
+def end_with_parent() -> None:
+    """From here on the kernel kills this process when the one that started it is gone. On Linux; elsewhere nothing."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

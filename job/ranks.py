@@ -24,7 +24,7 @@ from job.data import dataset
 from job.device import cpu_count
 from job.errors import Interrupted, JobError
 from job.heartbeat import Heartbeat
-from job.interrupt import SIGNALS, StopFlag
+from job.interrupt import SIGNALS, StopFlag, end_with_parent
 from job.limits import Limits
 from job.runfolder import RunFolder
 from job.spec.load import Loaded
@@ -50,7 +50,12 @@ def launch(arguments: Sequence[str], count: int, grace: float) -> int:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         command = [*torchrun, "--max-restarts", str(RESTARTS), "-m", "job", *arguments]
         # in a session of its own: a Ctrl-C is for rank 0 alone, which then ends the others in good order
-        process = subprocess.Popen(command, env={**os.environ, **settings}, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **settings},
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - this process has no threads yet
+        )
         code = _attend(process, Path(folder), grace)
     if code is not None:
         return code
@@ -69,6 +74,7 @@ def leave(code: int) -> int:
 
 def take_part(loaded: Loaded, lead: Callable[[Ranks], int]) -> int:
     """One of the processes that torchrun started: rank 0 does what `lead` does."""
+    end_with_parent()  # torchrun gives each a session of its own: a kill of its group would not reach them
     with join() as ranks:
         if not ranks.leads:
             return _follow_to_the_end(loaded, ranks)

@@ -149,10 +149,27 @@ def join() -> Iterator[Ranks]:
     gpus = torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    signal.alarm(MEETING)  # gloo now and then waits for ever when ranks meet again; killed, they are started once more
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+    signal.alarm(MEETING)  # whoever waits for one that never comes is ended, and told of as lost
+    backend, place = "cpu:gloo,cuda:nccl" if gpus else "gloo", _place()
+    torch.distributed.init_process_group(backend, **place, timeout=PATIENCE)
     signal.alarm(0)
     try:
         yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _place() -> dict[str, Any]:
+    """Where the ranks meet, as init_process_group takes it; by itself it reads torchrun's environment.
+
+    torchrun serves one store for all its restarts. Gloo finds in it, under the same keys, where the ranks before these
+    listened: whichever rank comes first then waits there for ever. So each start has a part of its own. With several
+    torchruns their counts of restarts differ, and `job.ranks` lets each start once.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ["GROUP_WORLD_SIZE"] != "1":
+        return {}
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = torch.distributed.TCPStore(address, port, count, is_master=False, timeout=PATIENCE)  # type: ignore[attr-defined]  # C++
+    own = torch.distributed.PrefixStore(f"start-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)  # type: ignore[attr-defined]
+    return {"store": own, "rank": rank, "world_size": count}

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -163,13 +164,65 @@ def test_kill_9_of_one_of_two_ends_in_one_result(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert any(line.startswith("Saved") for line in process.stdout)
         os.kill(rank(process, 1), signal.SIGKILL)
-        said, errors = process.communicate(timeout=240)
+        said, errors = process.communicate(timeout=110)
     assert process.returncode == 0, errors
     assert "Resumed from step-" in said
     assert said.count("Done: run") == 1
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "complete"
     history = json.loads((tmp_path / "run/report.json").read_text())["history"]
     assert [entry["epoch"] for entry in history] == list(range(1, 13))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [0, 1])
+def test_ranks_that_start_again_meet_whoever_comes_first(late: int) -> None:
+    """torchrun's store still holds where the ranks before them listened."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "--max-restarts", "1", __file__, "again", str(late)]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("met") == 4
+
+
+def meet_and_die(late: int) -> None:
+    rank, again = int(os.environ["RANK"]), os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
+    if again and rank == late:
+        time.sleep(1)  # the other one is there
+    with join():
+        sys.stdout.write("met\n")
+        sys.stdout.flush()
+        torch.distributed.barrier()
+        if not again:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_nothing_stays_when_the_launcher_is_killed(tmp_path: Path) -> None:
+    with start(tmp_path, "train.epochs=100000") as process:
+        assert process.stdout is not None
+        assert any(line.startswith("[2,") for line in process.stdout)
+        family = descendants(process.pid)
+        assert len(family) >= 3
+        process.kill()
+        process.stdout.read()  # to its end: everyone who could write is gone
+    until = time.monotonic() + 30
+    while any(map(runs, family)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(runs, family))
+
+
+def runs(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.slow
@@ -199,6 +252,8 @@ def test_sigterm_interrupts_both_and_one_process_goes_on(tmp_path: Path) -> None
     assert "--stop-after is reached" in errors
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1] == "again":
+    meet_and_die(int(sys.argv[2]))
+elif __name__ == "__main__":
     with join() as ranks_here:
         torch.save(work(ranks_here, json.loads(sys.argv[1]), sys.argv[3] or None), sys.argv[2])
