@@ -83,7 +83,7 @@ class RunFolder:
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns the operating system's refusals for `path` into one line with a cure."""
     cures = {
-        errno.ENOSPC: "free some space or choose another folder with store.uri",
+        errno.ENOSPC: "free some space, then do the same again",
         errno.EDQUOT: "the disk quota is used up; choose another folder with store.uri",
         errno.EACCES: "give this user the right to write there, or choose another folder with store.uri",
         errno.EPERM: "give this user the right to write there, or choose another folder with store.uri",

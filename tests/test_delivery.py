@@ -14,7 +14,7 @@ from job import delivery, pipeline
 from job.errors import Interrupted, JobError, UploadError, UsageError
 from job.events import Ended, Event, Note, Saved
 from job.interrupt import StopFlag
-from job.runfolder import RunFolder
+from job.runfolder import OUTBOX, STATE, RunFolder, write_json
 from job.spec.load import parse
 from tests.object_storage.identity import write_config
 from tests.object_storage.server import ObjectStorage
@@ -197,6 +197,50 @@ def test_a_dead_uploader_is_told_and_started_again(
             os.kill(json.loads((folder(tmp_path).root / ".outbox/state.json").read_text())["pid"], signal.SIGKILL)
     assert "The uploader ended unexpectedly (exit -9) and is started again" in texts(told)
     assert stored(server, RUN) == contents(folder(tmp_path).root)
+
+
+def test_a_checkpoint_that_waits_too_long_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that lives stands for the uploader; what it says of itself is written here."""
+    monkeypatch.setattr(delivery, "LOOK_EVERY", 0.0)
+    made = folder(tmp_path)
+    made.make()
+    (made.root / OUTBOX).mkdir()
+    spec = parse(SPEC, "spec.yaml", ["store.lag_warning=100s"]).spec
+    with delivery.Delivery(made, "oci://bucket@space/runs/run", spec) as upload:
+        upload.process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, text=True)
+        told = []
+        for lag in (0, 100, 101, 300, 0, 250):
+            state = {"pid": upload.process.pid, "phase": "mirroring", "lag_seconds": lag}
+            write_json(made.root / STATE, state)
+            told.append(texts(list(upload.news())))
+    assert told == [
+        "",
+        "",
+        "A checkpoint saved 101 s ago is not uploaded yet (store.lag_warning)",
+        "",
+        "",
+        "A checkpoint saved 250 s ago is not uploaded yet (store.lag_warning)",
+    ]
+
+
+def test_a_run_whose_checkpoints_do_not_go_up_warns(
+    tmp_path: Path, server: ObjectStorage, bucket: WatchedBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the file's own time to the line in the log, through the real uploader."""
+    monkeypatch.setattr(delivery, "LOOK_EVERY", 0.0)
+    server.faults.add("503", "put", name="step-", times=None)
+    events = pipeline.job(parse(SPEC, "spec.yaml", ["train.epochs=100000", "store.lag_warning=1h"]), "run", StopFlag())
+    assert isinstance(events, Generator)
+    saved = next(event for event in events if isinstance(event, Saved))
+    os.utime(saved.path, (0, 0))  # the oldest that waits, until retention takes it
+    for event in events:
+        if isinstance(event, Saved):
+            os.utime(event.path, (0, 0))
+        if isinstance(event, Note) and "(store.lag_warning)" in event.text:
+            break
+    assert event.level == "warning"
+    events.close()
+    assert "is not uploaded yet" in folder(tmp_path).log.read_text()
 
 
 def test_sigterm_stores_everything_and_exits_75(tmp_path: Path, server: ObjectStorage, bucket: WatchedBucket) -> None:

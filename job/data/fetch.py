@@ -49,7 +49,7 @@ def unpack_mirror(spec: Dataset, root: Path) -> None:
         try:
             store.get(name, archive)
         except JobError as error:
-            raise DataError(f"{place}/{name}", error.what, "check dataset.mirror") from error
+            raise DataError(error.where, error.what, error.cure) from error
         _check(spec, place, name, archive)
         unpacked = temporary / "unpacked"
         unpacked.mkdir()

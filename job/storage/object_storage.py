@@ -4,6 +4,7 @@ Nothing counts as stored before the service says the same size and checksums of 
 is read that was replaced meanwhile. Connects on first use; a forked process connects anew.
 """
 
+import functools
 import os
 import re
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 from job import auth
 from job.errors import UsageError
 from job.storage import download, upload
-from job.storage.attempts import attempt
+from job.storage.attempts import Damaged, anew, attempt
 from job.storage.connection import Connection, look
 from job.storage.store import TIMEOUT, Entry, StoreError
 
@@ -75,16 +76,26 @@ class ObjectStore:
         return self.head(name) is not None
 
     def delete(self, name: str) -> None:
-        connection, key = self.connection(), self._key(name)
+        """What is there now, and not what somebody else may put there meanwhile; a success is looked after."""
+        connection, key, where = self.connection(), self._key(name), self._where(name)
 
-        def call(ask: str) -> None:
+        def delete(etag: str, ask: str) -> None:
+            place = (connection.namespace, connection.bucket, key)
             try:
-                connection.client.delete_object(connection.namespace, connection.bucket, key, opc_client_request_id=ask)
+                connection.client.delete_object(*place, if_match=etag, opc_client_request_id=ask)
             except oci.exceptions.ServiceError as error:
                 if error.code != "ObjectNotFound":
                     raise
 
-        attempt(self._where(name), call)
+        def call() -> None:
+            if (there := look(connection, key, where)) is None:
+                return
+            attempt(where, functools.partial(delete, there["etag"]))
+            after = look(connection, key, where)
+            if after is not None and after["etag"] == there["etag"]:
+                raise Damaged(where, "it was not deleted, though the service said so")
+
+        anew(call)
 
     def found(self) -> str:
         """Which credentials are used, and where: for people."""

@@ -105,14 +105,14 @@ class Outbox:
                 self._send(name)
                 self.landed.insert(0, entry)
                 return True
-        if self.sweep and self.journal.published:
-            return self._sweep_checkpoints()
         others = [name for name in sorted(self.journal.waiting) if self._can_go(name) and not _has_its_place(name)]
         others = [name for name in others if name != METRICS or self._is_due(name)]
         if others and self.over:  # time counts now: requests that wait for their answers do so together
             return self._send_all(others)
         if others:
             return self._send(others[0])
+        if self.sweep and self.journal.published:  # a store that will not delete holds up the manifest, no more
+            return self._sweep_checkpoints()
         if MANIFEST in self.journal.waiting and self.over and not self._unsent(MANIFEST):
             return self._seal()
         if self.refusals:

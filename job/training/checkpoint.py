@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,7 @@ from job.runfolder import RunFolder, atomic, disk_errors, sha256, uploaded, writ
 
 POINTER = "latest.json"
 MARGIN = 16 * 2**20  # bytes kept free beyond the checkpoint itself, for the report and the log
+LETS_GO = 5.0  # seconds in which the uploader notices that a file it has not sent is gone
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def write(folder: RunFolder, state: dict[str, Any], place: Place, keep: int) -> 
     """Writes a checkpoint, then the pointer, then removes what `keep` no longer covers."""
     known = _entries(folder)
     path = _free_name(folder, place, {entry["file"] for entry in known})
-    _ensure_room(folder)
+    _ensure_room(folder, known, keep)
     with atomic(path) as file:
         _save(state, file)
     entry = {"file": path.name, "sha256": sha256(path), "epoch": place.epoch, "step": place.step}
@@ -141,18 +143,30 @@ def _free(folder: RunFolder) -> int:
         return shutil.disk_usage(folder.checkpoints).free
 
 
-def _ensure_room(folder: RunFolder) -> None:
+def _ensure_room(folder: RunFolder, known: list[dict[str, Any]], keep: int) -> None:
     """A full disk is said before a checkpoint is begun, with the last good one untouched.
 
-    Older ones that the run's store holds go first, the oldest before the others.
+    Older ones go first, the oldest before the others: those that the run's store holds, then those that `keep` would
+    not cover any more after this one.
     """
     last = max((path.stat().st_size for path in folder.checkpoints.glob("step-*.pt")), default=0)
-    needless = [name for name in reversed(uploaded(folder)) if name in [old["file"] for old in _entries(folder)[1:]]]
+    stored = uploaded(folder)
+    older = [entry["file"] for entry in reversed(known[1:])]
+    expiring = [entry["file"] for entry in known[max(1, keep - 1) :]]
+    needless = [name for name in older if name in stored]
+    needless += [name for name in older if name in expiring and name not in stored]
+    gone = []
     while (free := _free(folder)) < last + MARGIN and needless:
-        (folder.checkpoints / needless.pop(0)).unlink(missing_ok=True)
+        gone.append(needless.pop(0))
+        (folder.checkpoints / gone[-1]).unlink(missing_ok=True)
+    until = time.monotonic() + LETS_GO
+    while free < last + MARGIN and not set(gone) <= set(stored) and time.monotonic() < until:
+        time.sleep(0.05)  # the outbox held what was not uploaded yet, and lets go of it when it sees that it is gone
+        free = _free(folder)
     if last and free < last + MARGIN:
         raise JobError(
             str(folder.checkpoints),
-            f"{free / 2**20:.0f} MiB are free, a checkpoint takes {last / 2**20:.0f}; the last one is whole",
+            f"{free / 2**20:.0f} MiB are free; a checkpoint takes {last / 2**20:.0f}, and {MARGIN / 2**20:.0f} more "
+            "are kept for log and report; the last checkpoint is whole",
             "free some space and run the same id again",
         )

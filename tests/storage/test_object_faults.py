@@ -68,8 +68,7 @@ def test_what_passes_is_outlived_by_the_others(
     assert store.head("n3") == entries[3]
     store.delete("n3")
     server.faults.clear()
-    if not (operation == "delete" and kind == "lost"):
-        assert store.head("n3") is None
+    assert store.head("n3") is None
     store.delete("n3")
     made = store.put_if(tmp_path / "file", "n3", None)
     assert made is not None
@@ -80,6 +79,27 @@ def test_what_passes_is_outlived_by_the_others(
         assert server.content("runs/n3") == b"2"
     server.faults.clear()
     assert store.head("n3") == again
+
+
+def test_a_delete_that_is_only_said_is_noticed(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:
+    store.put(written(tmp_path / "file", b"1"), "a")
+    server.faults.add("lost", "delete", times=None)
+    with pytest.raises(StoreError, match="it was not deleted, though the service said so") as caught:
+        store.delete("a")
+    assert not caught.value.final
+    assert server.count("delete") == attempts.TRIES
+
+
+def test_a_delete_whose_answer_got_lost_spares_what_was_put_there_since(
+    store: ObjectStore, server: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the next holder of a lease does."""
+    store.put(written(tmp_path / "file", b"mine"), "a")
+    server.faults.add("reset_after", "delete")
+    monkeypatch.setattr(attempts, "pause", lambda _: store.put(written(tmp_path / "file", b"another's"), "a"))
+    with pytest.raises(StoreError, match="412 IfMatchFailed"):
+        store.delete("a")
+    assert server.content("runs/a") == b"another's"
 
 
 @pytest.mark.parametrize("kind", FINAL)

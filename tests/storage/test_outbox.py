@@ -95,7 +95,8 @@ class Run:
         self.outbox.over = True
         self.connect()
         for _ in range(100):
-            if set(self.outbox.unsent()) == {"manifest.json"}:
+            swept = not (self.outbox.sweep and self.outbox.journal.published)
+            if swept and set(self.outbox.unsent()) == {"manifest.json"}:
                 return
             if not self.outbox.live():
                 assert self.outbox.bulk()
@@ -216,6 +217,30 @@ def test_the_old_checkpoint_goes_after_the_new_pointer(run: Run) -> None:
         "step-00000002.pt",
         "step-00000003.pt",
     ]
+
+
+def test_a_store_that_will_not_delete_still_gets_everything_but_the_manifest(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwilling(name: str) -> None:
+        raise StoreError(name, "it was not deleted, though the service said so", "again later", final=False)
+
+    monkeypatch.setattr(run.store, "delete", unwilling)
+    for _ in range(4):
+        run.save()
+        for _ in range(8):
+            run.now += LIVE_EVERY
+            run.step()
+    run.finish()
+    run.outbox.over = True
+    for _ in range(30):
+        run.step()
+    assert set(run.outbox.unsent()) == {"manifest.json"}
+    with pytest.raises(StoreError, match="it was not deleted"):
+        run.outbox.bulk()
+    monkeypatch.undo()
+    run.drain()
+    assert contents(run.store.root) == contents(run.folder.root)
 
 
 def test_a_store_slower_than_training_still_gets_the_newest(run: Run) -> None:

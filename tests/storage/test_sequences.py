@@ -71,10 +71,7 @@ class Expected:
 
     def delete(self, name: str, _source: Path, _content: bytes) -> None:
         self.store.delete(name)
-        if "lost" in self.kinds:
-            self.possible[name] = self.possible[name] | {ABSENT}
-        else:
-            self.possible[name] = {ABSENT}
+        self.possible[name] = {ABSENT}
 
     def list(self, _name: str, _source: Path, _content: bytes) -> None:
         sizes = {entry.name: entry.size for entry in self.store.list()}

@@ -97,7 +97,8 @@ def test_a_full_disk_is_told_before_and_costs_nothing(folder: RunFolder, monkeyp
     save(folder, 1)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(JobError, match=r"0 MiB are free, a checkpoint takes 0; the last one is whole; free some space"):
+    told = r"0 MiB are free; a checkpoint takes 0, and 16 more are .*; the last checkpoint is whole; free some space"
+    with pytest.raises(JobError, match=told):
         save(folder, 2)
     restored = checkpoint.newest(folder)
     assert restored is not None
@@ -119,9 +120,30 @@ def test_a_short_disk_gives_up_the_oldest_that_is_uploaded(folder: RunFolder, mo
     named = json.loads((folder.checkpoints / "latest.json").read_text())["files"]
     assert [entry["file"] for entry in named] == [newest.name, paths[2].name, paths[1].name]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 0))
-    with pytest.raises(JobError, match="the last one is whole"):
+    with pytest.raises(JobError, match="the last checkpoint is whole"):
         save(folder, 5)
     assert newest.exists(), "not uploaded"
+
+
+def test_a_short_disk_gives_up_what_the_next_checkpoint_replaces(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing is uploaded, and the outbox lets go of the bytes a moment later."""
+    paths = [save(folder, epoch) for epoch in (1, 2, 3)]
+    usage, looks = namedtuple("usage", "total used free"), [0]
+
+    def disk(_: Path) -> tuple[int, int, int]:
+        looks[0] += not paths[0].exists()
+        return usage(10**9, 0, 10**9 if looks[0] > 2 else 0)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk)
+    newest = save(folder, 4)
+    assert sorted(folder.checkpoints.glob("*.pt")) == [*paths[1:], newest]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 0))
+    monkeypatch.setattr(checkpoint, "LETS_GO", 0.0)
+    with pytest.raises(JobError, match="the last checkpoint is whole"):
+        save(folder, 5)
+    assert sorted(folder.checkpoints.glob("*.pt")) == [paths[2], newest]
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"PK\x03\x04 half a zip", b"hello"])
