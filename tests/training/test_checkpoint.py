@@ -130,7 +130,8 @@ def test_a_short_disk_gives_up_what_the_next_checkpoint_replaces(
 ) -> None:
     """Also where nothing is uploaded, and the outbox lets go of the bytes a moment later."""
     paths = [save(folder, epoch) for epoch in (1, 2, 3)]
-    usage, looks = namedtuple("usage", "total used free"), [0]
+    usage = namedtuple("usage", "total used free")
+    looks = [0]
 
     def disk(_: Path) -> tuple[int, int, int]:
         looks[0] += not paths[0].exists()
