@@ -91,8 +91,8 @@ def endpoint_override() -> str | None:
 class SessionToken(oci.auth.signers.SecurityTokenSigner):  # type: ignore[misc]  # the SDK ships no types
     """Signs with a session token; takes up a newer one from its file, and renews it before it ends."""
 
-    def __init__(self, token_file: Path, key: Any, auth_endpoint: str) -> None:
-        self._file, self._key, self._endpoint = token_file, key, auth_endpoint
+    def __init__(self, token_file: Path, key: Any, auth_endpoint: str, shown: str, cure: str) -> None:
+        self._file, self._key, self._endpoint, self._shown, self._cure = token_file, key, auth_endpoint, shown, cure
         self._lock = threading.Lock()
         self._tried = 0.0
         self._token, self._changed = self._read()
@@ -100,6 +100,8 @@ class SessionToken(oci.auth.signers.SecurityTokenSigner):  # type: ignore[misc] 
 
     def __call__(self, request: Any, enforce_content_headers: bool = True) -> Any:
         self._keep_fresh()
+        if 0 < expiry(self._token) < time.time():
+            raise AuthError(self._shown, "its session has ended, and could not be renewed", self._cure)
         return super().__call__(request, enforce_content_headers)
 
     def _keep_fresh(self) -> None:
@@ -180,6 +182,10 @@ def _instance_principal() -> Credentials:
     except Exception as error:  # the metadata service, certificates and the token service fail in many ways
         cure = "check that the instance is in a dynamic group with a policy, and its route to the auth service"
         raise AuthError(where, f"no token was given ({_reason(error)})", cure, final=_final(error)) from error
+    # all threads wait while a token is renewed: whoever asks for something tries again, and can say why it fails
+    federation = signer.federation_client
+    for part in (federation, federation.leaf_certificate_retriever, *federation.intermediate_certificate_retrievers):
+        part.retry_strategy = oci.retry.NoneRetryStrategy()
     return _with_region(where, {}, signer, signer.region)
 
 
@@ -193,15 +199,15 @@ def _config_file(with_token: bool | None = None) -> Credentials:
         raise AuthError(shown, "it names no region", "add region=…, or set OCI_REGION")
     config["region"] = region
     key = _key(config, shown)
+    cure = f"oci session authenticate --profile-name {profile}"
     if with_token and "security_token_file" not in config:
-        cure = f"oci session authenticate --profile-name {profile}, or set OCI_CLI_PROFILE"
-        raise AuthError(shown, "it has no session token", cure)
+        raise AuthError(shown, "it has no session token", f"{cure}, or set OCI_CLI_PROFILE")
     if with_token is not False and "security_token_file" in config:
         token_file = Path(config["security_token_file"]).expanduser()
         if not token_file.is_file():
-            raise AuthError(shown, f"there is no {token_file}", f"oci session authenticate --profile-name {profile}")
+            raise AuthError(shown, f"there is no {token_file}", cure)
         auth = os.environ.get("JOB_OCI_AUTH_ENDPOINT") or oci.regions.endpoint_for("auth", region)
-        signer = SessionToken(token_file, key, auth)
+        signer = SessionToken(token_file, key, auth, shown, cure)
         return Credentials(f"session token of {shown}", {"region": region}, signer, region)
     try:
         oci.config.validate_config(config)

@@ -19,7 +19,7 @@ from tests.object_storage.server import ObjectStorage
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ObjectStorage]:
-    with ObjectStorage(tmp_path / "server") as running:
+    with ObjectStorage(tmp_path / "server", min_part=1000) as running:
         yield running
 
 
@@ -135,11 +135,94 @@ def test_a_session_token_and_its_renewal(server: ObjectStorage, tmp_path: Path) 
 
 
 def test_a_session_that_has_ended_says_so(server: ObjectStorage, tmp_path: Path) -> None:
-    token = server.identity.token(server.identity.user_key.public_key(), seconds=-10)
-    write_config(tmp_path / "home/.oci", server.identity, token=token)
-    with pytest.raises(StoreError, match=r"401 NotAuthenticated, the token has expired.* session token") as caught:
-        open_uri("oci://bucket@space/runs", 2.0).list()
+    """Half-way too; and a new one is taken up without a restart."""
+    key = server.identity.user_key.public_key()
+    write_config(tmp_path / "home/.oci", server.identity, token=server.identity.token(key))
+    store = open_uri("oci://bucket@space/runs", 2.0)
+    assert store.list() == []
+    server.faults.add("401", "refresh")
+    file = tmp_path / "home/.oci/DEFAULT.token"
+    file.write_text(server.identity.token(key, seconds=-10))
+    with pytest.raises(StoreError) as caught:
+        store.list()
+    assert str(caught.value) == (
+        "profile DEFAULT in ~/.oci/config: its session has ended, and could not be renewed; "
+        "oci session authenticate --profile-name DEFAULT"
+    )
     assert caught.value.final
+    file.write_text(server.identity.token(key))
+    os.utime(file, ns=(1, 1))
+    assert store.list() == []
+
+
+def test_an_instances_token_is_renewed_before_it_ends(
+    server: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OCI_METADATA_BASE_URL", f"{server.endpoint}/opc/v2")
+    server.identity.token_seconds = 30  # less than the minute that the SDK keeps in hand
+    store = open_uri("oci://bucket@space/runs", 2.0)
+    assert store.list() == []
+    before = server.count("exchange")
+    assert store.list() == []
+    assert server.count("exchange") == before + 1
+    server.identity.token_seconds = 3600
+    assert store.list() == store.list() == []
+    assert server.count("exchange") == before + 2
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [*(("exchange", kind) for kind in ("401", "404", "503", "reset_before")), ("metadata", "reset_before")],
+)
+def test_a_token_that_cannot_be_renewed_is_a_line(
+    server: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, operation: str
+) -> None:
+    """Also within an upload in parts, whose threads all wait for it; the token comes with the next try."""
+    monkeypatch.setenv("OCI_METADATA_BASE_URL", f"{server.endpoint}/opc/v2")
+    monkeypatch.setattr("job.storage.upload.SMALLEST_PART", 20_000)
+    (tmp_path / "file").write_bytes(os.urandom(100_000))
+    server.identity.token_seconds = 30
+    store = open_uri("oci://bucket@space/runs", 2.0)
+    assert store.list() == []
+    server.faults.add(kind, operation, times=None)
+    server.told.clear()
+    for call in (store.list, lambda: store.put(tmp_path / "file", "a")):
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+        assert caught.value.final == (kind in ("401", "404"))
+    assert server.count(operation) <= 60, "no retries within retries"
+    server.faults.clear()
+    store.put(tmp_path / "file", "a")
+    assert server.content("runs/a") == (tmp_path / "file").read_bytes()
+
+
+def test_a_resource_principals_files_are_read_again(
+    server: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service replaces token and key on disk; a 401 makes the SDK look."""
+    monkeypatch.setenv("OCI_RESOURCE_PRINCIPAL_VERSION", "2.2")
+    for name, file in (("RPST", "rpst"), ("PRIVATE_PEM", "rp.pem")):
+        monkeypatch.setenv(f"OCI_RESOURCE_PRINCIPAL_{name}", str(tmp_path / file))
+    monkeypatch.setenv("OCI_RESOURCE_PRINCIPAL_REGION", "us-phoenix-1")
+
+    def issue() -> str:
+        key = make_key()
+        (tmp_path / "rp.pem").write_text(private_pem(key))
+        (tmp_path / "rpst").write_text(server.identity.token(key.public_key()))
+        return (tmp_path / "rpst").read_text()
+
+    first = issue()
+    store = open_uri("oci://bucket@space/runs", 2.0)
+    (tmp_path / "file").write_bytes(b"content")
+    store.put(tmp_path / "file", "a")
+    server.identity.revoke(first)
+    with pytest.raises(StoreError, match="401 NotAuthenticated") as caught:
+        store.list()
+    assert caught.value.final
+    issue()
+    store.put(tmp_path / "file", "b")
+    assert server.content("runs/b") == b"content"
 
 
 def test_nothing_is_found(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import oci.exceptions
 import urllib3
 
+from job.auth import AuthError
 from job.errors import JobError
 from job.storage.store import StoreError
 
@@ -60,6 +61,8 @@ def attempt(where: str, call: Callable[[str], Result]) -> Result:
         ask = uuid.uuid4().hex.upper()
         try:
             return call(ask)
+        except AuthError as error:  # before the request: a session that has ended
+            raise StoreError(error.where, error.what, error.cure, final=error.final) from error
         except JobError:
             raise  # no failure of the request
         except Exception as error:
