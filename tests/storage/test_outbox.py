@@ -23,7 +23,7 @@ from job.runfolder import (
     write_text,
 )
 from job.storage.outbox import LIVE_EVERY, Outbox
-from job.storage.store import StoreError
+from job.storage.store import Entry, StoreError
 from tests.storage.watched import FAULTS, Killed, WatchedStore, contents, dangling
 
 KEEP = 2
@@ -241,6 +241,25 @@ def test_a_store_that_will_not_delete_still_gets_everything_but_the_manifest(
     monkeypatch.undo()
     run.drain()
     assert contents(run.store.root) == contents(run.folder.root)
+
+
+def test_newer_bytes_that_come_while_the_older_are_sent_go_up_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, newer = run.store.put, [b"newer"]
+
+    def slowly(path: Path, name: str) -> Entry:
+        entry = put(path, name)
+        if name == "model/best.pt" and newer:
+            write_file(run.folder.root / name, newer.pop())
+            run.outbox.scan()  # as the other thread may
+        return entry
+
+    monkeypatch.setattr(run.store, "put", slowly)
+    run.save()
+    run.connect()
+    for _ in range(8):
+        run.step()
+    assert newer == []
+    assert (run.store.root / "model/best.pt").read_bytes() == b"newer"
 
 
 def test_a_store_slower_than_training_still_gets_the_newest(run: Run) -> None:
