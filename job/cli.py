@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from job.interrupt import StopFlag
     from job.spec.load import Loaded
     from job.training.distributed import Ranks
+    from job.training.nodes import Nodes
 
 DESCRIPTION = "Trains and evaluates an image classifier from a YAML spec, and leaves checkpoints and a report."
 EPILOGUE = """\
@@ -142,12 +143,29 @@ def run(options: argparse.Namespace) -> int:
         from job import ranks
 
         return ranks.take_part(loaded, lambda several: _lead(options, loaded, stop, several))
-    if (count := gpu_count() if loaded.spec.processes == "gpus" else loaded.spec.processes) > 1:
+    count = gpu_count() if loaded.spec.processes == "gpus" else loaded.spec.processes
+    if (nodes := _nodes(loaded)) is not None:
+        if options.run_id is None:
+            raise UsageError("--run-id", "missing", "name the run: all machines must mean the same one")
+        from job import ranks
+
+        patience = loaded.spec.resources.first_step_timeout / 2
+        return ranks.launch_together(_again(options, options.run_id), max(1, count), stop.grace, nodes, patience)
+    if count > 1:
         from job import pipeline, ranks
 
         run_id = options.run_id or pipeline.new_id(loaded.spec)
         return ranks.launch(_again(options, run_id), count, stop.grace)
     return _lead(options, loaded, stop)
+
+
+def _nodes(loaded: "Loaded") -> "Nodes | None":
+    """The machines that train together; None on one alone."""
+    if loaded.spec.resources.nodes == 1 and "JOB_NODES" not in os.environ:
+        return None
+    from job.training import nodes
+
+    return nodes.from_environ(os.environ, loaded.spec.resources.nodes)
 
 
 def _lead(options: argparse.Namespace, loaded: "Loaded", flag: "StopFlag", several: "Ranks | None" = None) -> int:

@@ -25,7 +25,7 @@ from job.planning import Plan
 from job.runfolder import RunFolder, disk_errors, write_status
 from job.spec.load import Loaded, parse
 from job.spec.schema import Spec
-from job.training.distributed import ALONE, Brief, Ranks
+from job.training.distributed import ALONE, Ranks
 from job.training.session import Session
 
 LOCKS: set[int] = set()  # file descriptors
@@ -127,7 +127,7 @@ def run(
     yield from planning.describe(made)
     if made.loaded.spec.checkpoint.resume == "auto":
         yield from resuming.restore(training, folder)
-    training.ranks.tell(Brief(training.batches.settings, training.network.device, training.restored))
+    training.tell_others()
     with _timed(made, "train"), training.gpu_watch or contextlib.nullcontext():
         yield from loop.train(training, limits, beat)
     beat.phase("evaluate")

@@ -347,8 +347,8 @@ class Resources(Section):
     """OCI shape the run is meant for, such as VM.GPU.A10.1; plan prices it."""
     processes: Annotated[int, Field(ge=1, le=64)] | Auto = "auto"
     """Training processes on the machine, each with its share of every batch; auto is one a GPU."""
-    nodes: Annotated[int, Field(ge=1, le=1)] = 1
-    """Instances; this version trains on one."""
+    nodes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Instances that train together, each with its processes; submit starts them all."""
     preemptible: bool = False
     """Half the price, and may be taken away at any time; needs a store that outlives the instance."""
     max_duration: Duration | None = None

@@ -25,9 +25,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from job.data.loader import Settings
 from job.device import Device
-from job.errors import UsageError
+from job.errors import Interrupted, JobError, UsageError
+from job.training.nodes import is_first_machine
 
 PATIENCE = timedelta(days=1)  # others wait while rank 0 reads data; a rank that dies is noticed by its connection
+CHUNK = 16 * 2**20  # bytes of a file that travel at once
 MEETING = 60  # seconds in which all ranks are there: they are started together
 
 
@@ -37,6 +39,7 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
+    machines: int = 1
 
     @property
     def leads(self) -> bool:
@@ -115,6 +118,37 @@ class Ranks:
         torch.distributed.all_gather(found, padded)
         return np.concatenate([part[: int(size[0])].numpy() for part, size in zip(found, shapes, strict=True)])
 
+    def settle(self, problem: JobError | None) -> None:
+        """All ranks say what stands against beginning. Rank 0 raises the first of it, the others leave."""
+        if self.count == 1:
+            return
+        found: list[JobError | None] = [None] * self.count
+        torch.distributed.all_gather_object(found, problem)
+        first = next((one for one in found if one is not None), None)
+        if first is not None:
+            raise first if self.leads else Interrupted("run", str(first), "rank 0 tells it")
+
+    def hand_out(self, path: Path, folder: Path) -> Path:
+        """A file of rank 0's, which ranks on its own machine read where it is, those of others from `folder`."""
+        if self.machines == 1:
+            return path
+        here, writes = is_first_machine(), os.environ["LOCAL_RANK"] == "0"
+        copy = path if here else folder / path.name
+        size = torch.tensor([path.stat().st_size if self.leads else 0])
+        torch.distributed.broadcast(size, 0)
+        with contextlib.ExitStack() as stack:
+            source = stack.enter_context(path.open("rb")) if self.leads else None
+            target = stack.enter_context(copy.open("wb")) if writes and not here else None
+            for start in range(0, int(size), CHUNK):
+                part = torch.empty(min(CHUNK, int(size) - start), dtype=torch.uint8)
+                if source is not None:
+                    source.readinto(memoryview(part.numpy()))
+                torch.distributed.broadcast(part, 0)
+                if target is not None:
+                    target.write(memoryview(part.numpy()))
+        torch.distributed.barrier()
+        return copy
+
     def tell(self, value: object) -> None:
         """From rank 0 to all that `listen`."""
         if self.count > 1:
@@ -141,6 +175,7 @@ class Brief:
     settings: Settings
     device: Device
     checkpoint: Path | None
+    data: str  # SHA-256
 
 
 @contextlib.contextmanager
@@ -154,7 +189,8 @@ def join() -> Iterator[Ranks]:
     torch.distributed.init_process_group(backend, **place, timeout=PATIENCE)
     signal.alarm(0)
     try:
-        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        machines = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), machines)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -20,7 +20,7 @@ from job.runfolder import RunFolder, write_json
 from job.spec.schema import Spec
 from job.training import checkpoint, identity
 from job.training.checkpoint import Place
-from job.training.distributed import ALONE, Ranks
+from job.training.distributed import ALONE, Brief, Ranks
 from job.training.evaluate import predict
 from job.training.progress import CHECK_EVERY, Losses, Selection, copy_of, refuse_broken
 from job.training.saving import Saver, Written
@@ -192,6 +192,14 @@ class Session:
         self.best = saved["best"]
         self.history = [EpochEnded(**ended) for ended in saved["history"]]
         return notes
+
+    def tell_others(self) -> None:
+        """Of rank 0: what it has settled and goes on from. JobError where another one cannot begin."""
+        ranks, settings = self.ranks, self.batches.settings
+        ranks.tell(Brief(settings, self.network.device, self.restored, self.splits.sha256))
+        ranks.settle(None)
+        if self.restored is not None:
+            ranks.hand_out(self.restored, self.restored.parent)
 
     def _take_threads(self, threads: int | None) -> None:
         """Their number was measured; another one would round sums differently."""
