@@ -142,10 +142,10 @@ class Ranks:
             for start in range(0, int(size), CHUNK):
                 part = torch.empty(min(CHUNK, int(size) - start), dtype=torch.uint8)
                 if source is not None:
-                    source.readinto(memoryview(part.numpy()))
+                    part = torch.frombuffer(bytearray(source.read(len(part))), dtype=torch.uint8)
                 torch.distributed.broadcast(part, 0)
                 if target is not None:
-                    target.write(memoryview(part.numpy()))
+                    target.write(part.numpy().tobytes())
         torch.distributed.barrier()
         return copy
 
