@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,8 +68,19 @@ def diverged(epoch: int, step: int, lr: float, what: str, kept: str) -> JobError
 
 def refuse_broken(weights: Iterable[Tensor], epoch: int, step: int, lr: float, kept: str) -> None:
     """Weights that are no numbers are never saved over good ones."""
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights):
+    if not all(map(_is_finite, weights)):
         raise diverged(epoch, step, lr, "the weights are not finite", kept)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """In NumPy, on one thread: it runs beside the training, and a second team of OpenMP threads slows the first.
+
+    libgomp counts the threads of all teams. Once they are more than the CPUs, each waits 100 turns instead of thousands
+    before it sleeps, for as long as the thread that made the second team lives: steps then take a quarter longer.
+    """
+    if tensor.dtype == torch.bfloat16:  # NumPy has none
+        return bool(torch.isfinite(tensor).all())
+    return bool(np.isfinite(tensor.numpy(force=True)).all())
 
 
 @dataclass
