@@ -49,6 +49,7 @@ def add(verbs: Any, spec: argparse.ArgumentParser, common: argparse.ArgumentPars
     made.add_argument("-f", "--follow", action="store_true", help="go on until the run is over")
     made.add_argument("--since", metavar="WHEN", help="only what is newer: 10m, 2h, or 2026-11-24T13:00:00Z")
     made.add_argument("--source", choices=("job", "container", "boot"), help="default: the first of these there is")
+    made.add_argument("--node", type=int, metavar="N", default=0, help="of several instances; 0 is the first")
     made = verb("cancel", cancel, run, sure, help="stop the run in order, then end its instance")
     made.add_argument("--now", action="store_true", help="end the instance at once")
     made = verb("resubmit", resubmit, run, sure, help="go on from the last checkpoint on a new instance")
@@ -109,7 +110,8 @@ def logs(options: argparse.Namespace) -> int:
     from job.cloud import show
 
     since = None if options.since is None else _moment(options.since)
-    for line in show.logs(_desk(), options.run, follow=options.follow, since=since, source=options.source):
+    wanted = {"follow": options.follow, "since": since, "source": options.source, "node": options.node}
+    for line in show.logs(_desk(), options.run, **wanted):
         print(line, flush=True)
     return 0
 

@@ -70,12 +70,22 @@ output "compute_cluster_id" {
   value       = one(oci_core_compute_cluster.rdma[*].id)
 }
 
+output "rdma_availability_domain" {
+  description = "Availability domain of that cluster, or null: submit tries nodes with RDMA there."
+  value       = var.rdma_availability_domain
+}
+
 output "tag_namespace" {
   description = "Name of the defined-tag namespace."
   value       = oci_identity_tag_namespace.this.name
 
   # An instance with a tag that does not exist yet is refused, and one without it has no rights.
   depends_on = [oci_identity_tag.this, oci_identity_policy.runs]
+}
+
+output "log_group_id" {
+  description = "OCID of the log group, which Data Science jobs and Batch log into."
+  value       = oci_logging_log_group.this.id
 }
 
 output "log_id" {

@@ -19,8 +19,12 @@ locals {
     TOOLKIT_SHA256     = var.toolkit_sha256
     LOG_ID             = var.log_id
     TOPIC_ID           = var.topic_id
+    STORE_URI          = var.store_uri
+    SHAPE              = local.choice.shape
+    USD_PER_HOUR       = local.usd_per_hour
     NODES              = var.nodes
     NODE_RANK          = node
+    RDMA               = var.compute_cluster_id == null ? 0 : 1
     SUBNET_CIDR        = var.subnet_cidr
     SHM_GB             = var.shm_gb
     MAX_DURATION       = var.max_duration

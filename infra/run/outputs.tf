@@ -20,7 +20,7 @@ output "expires" {
 
 output "usd_per_hour" {
   description = "Estimated list price of all nodes an hour, or null for a shape that is not in the table."
-  value       = try(local.table[local.choice.shape].usd_per_hour * var.nodes * (var.preemptible ? 0.5 : 1), null)
+  value       = local.usd_per_hour
 }
 
 output "offers" {

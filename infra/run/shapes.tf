@@ -16,6 +16,8 @@ locals {
   small_memory = [for name, shape in local.known : "${name} (${shape.ram_gb} GB)" if var.shm_gb > shape.ram_gb / 2]
   no_rdma      = [for name in local.candidates : name if try(local.table[name].rdma_gbps, 0) == 0]
 
+  usd_per_hour = try(local.table[local.choice.shape].usd_per_hour * var.nodes * (var.preemptible ? 0.5 : 1), null)
+
   # Code for sm_86 runs on every sm_8x from 86 up, so 89 runs it and 90 does not.
   levels       = { for name, shape in local.known : name => tonumber(trimprefix(shape.arch, "sm_")) if startswith(shape.arch, "sm_") }
   image_levels = [for arch in var.image_arches : try(tonumber(trimprefix(arch, "sm_")), 0)]

@@ -118,6 +118,17 @@ variable "topic_id" {
   default     = null
 }
 
+variable "store_uri" {
+  description = "Where the job stores results, oci://BUCKET@NAMESPACE/PREFIX; told in the message to the topic."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = can(regex("^(oci://[A-Za-z0-9._-]+@[A-Za-z0-9._-]+/[a-z0-9._-]+)?$", var.store_uri))
+    error_message = "store_uri has the form oci://BUCKET@NAMESPACE/PREFIX; take the foundation's output."
+  }
+}
+
 variable "toolkit" {
   description = "NVIDIA container toolkit, for images without: object in the bucket or https URL of the nvidia-container-toolkit-base RPM. null says that the image has it."
   type        = string

@@ -88,14 +88,17 @@ def _bucket(desk: Desk) -> Iterator[tuple[bool, str]]:
 
 
 def _instances(desk: Desk) -> Iterator[tuple[bool, str]]:
-    verdicts = ending.sweep(desk)
+    verdicts, records = ending.sweep(desk), record.run_ids(desk.launches)
     for one in verdicts:
         cure = "; python -m job sweep --yes ends it" if one.end else ""
         yield not one.end, f"instance {one.machine.id} of {one.machine.run_id}: {one.why}{cure}"
     for run_id in sorted({one.machine.run_id for one in verdicts}):
         mine = [one.machine for one in verdicts if one.machine.run_id == run_id]
-        last = view.look(desk, run_id, mine).record.last if run_id in record.run_ids(desk.launches) else None
-        if last is not None and len(mine) > last.nodes:
+        if run_id not in records:
+            continue
+        seen = view.look(desk, run_id, mine)
+        last, settled = seen.record.last, seen.record.phase == "launched" and seen.state != "ending"
+        if last is not None and (len(mine) > last.nodes or (seen.missing and settled)):
             yield False, f"{run_id} has {len(mine)} instances instead of {last.nodes}; python -m job cancel {run_id}"
     if not verdicts:
         yield True, "instances: none, so none is paid for"

@@ -15,6 +15,7 @@ from job.cloud.matrix import Cell
 from job.errors import JobError
 
 GONE = ("TERMINATING", "TERMINATED")  # states in which nothing is billed and nothing can be ended
+FULL = "OUT_OF_HOST_CAPACITY"
 SHAPES_A_REPORT = 10  # most a capacity report takes
 TIMEOUT = (10.0, 60.0)  # seconds to connect and to read
 ATTEMPTS, ELAPSED = 5, 60  # of one request
@@ -117,13 +118,19 @@ def domains(cloud: Cloud) -> dict[str, list[str]]:
     return {name: [one.name for one in ask(cloud.identity.list_fault_domains, tenancy, name).data] for name in names}
 
 
-def capacity_report(cloud: Cloud, shapes: Sequence[str], among: Mapping[str, Sequence[str]]) -> dict[Cell, str]:
-    """Status by cell: AVAILABLE, OUT_OF_HOST_CAPACITY or HARDWARE_NOT_SUPPORTED. CloudError where it is refused."""
+def capacity_report(
+    cloud: Cloud, shapes: Sequence[str], among: Mapping[str, Sequence[str]], nodes: int = 1
+) -> dict[Cell, str]:
+    """Status by cell: AVAILABLE, OUT_OF_HOST_CAPACITY or HARDWARE_NOT_SUPPORTED. CloudError where it is refused.
+
+    A domain without fault domains is asked about as a whole. Room for fewer than `nodes` is none.
+    """
     from oci.core import models
 
     found = {}
     for domain, fault_domains in among.items():
-        asked = [(shape, fault_domain) for shape in shapes for fault_domain in fault_domains]
+        places: Sequence[str | None] = fault_domains or [None]
+        asked = [(shape, place) for shape in shapes for place in places]
         for start in range(0, len(asked), SHAPES_A_REPORT):
             details = models.CreateComputeCapacityReportDetails(
                 compartment_id=cloud.foundation.tenancy,
@@ -135,7 +142,9 @@ def capacity_report(cloud: Cloud, shapes: Sequence[str], among: Mapping[str, Seq
             )
             report = ask(cloud.compute.create_compute_capacity_report, details).data
             for one in report.shape_availabilities:
-                found[Cell(one.instance_shape, domain, one.fault_domain)] = str(one.availability_status)
+                short = one.available_count is not None and one.available_count < nodes
+                status = FULL if short and one.availability_status == "AVAILABLE" else str(one.availability_status)
+                found[Cell(one.instance_shape, domain, one.fault_domain)] = status
     return found
 
 

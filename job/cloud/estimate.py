@@ -39,6 +39,7 @@ class Estimate:
     phases: tuple[Phase, ...]
     max_seconds: int
     cap: str  # the key that sets max_seconds
+    nodes: int = 1
 
     @property
     def minutes(self) -> float:
@@ -58,7 +59,7 @@ class Estimate:
     def lines(self) -> list[str]:
         """For a reader."""
         price = "price not known" if self.usd_per_hour is None else f"{self.usd_per_hour:.2f} USD/h"
-        rows = [f"{self.shape}: {price} (list price of {table()[0]}, an estimate)"]
+        rows = [f"{times(self.nodes, self.shape)}: {price} (list price of {table()[0]}, an estimate)"]
         rows += [f"  {phase.name:<10} {phase.minutes:6.1f} min  {phase.basis}" for phase in self.phases]
         cost = "" if self.usd is None else f", {self.usd:.2f} USD"
         rows.append(f"  {'in all':<10} {self.minutes:6.1f} min{cost}")
@@ -91,7 +92,12 @@ def estimate(
     else:
         rest = max(0.0, seconds / 60 - sum(one.minutes for one in (*before, after)))
         train = Phase("train", rest, "not known: as long as the cap allows; --minutes tells better")
-    return Estimate(shape, price, (*before, train, after), seconds, cap)
+    return Estimate(shape, price, (*before, train, after), seconds, cap, resources.nodes)
+
+
+def times(nodes: int, shape: str) -> str:
+    """2 × VM.GPU.A10.1, or the shape alone."""
+    return shape if nodes == 1 else f"{nodes} × {shape}"
 
 
 def usd_per_hour(resources: Resources, shape: str) -> float | None:

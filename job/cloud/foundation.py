@@ -42,6 +42,12 @@ class Foundation:
         return str(self.values["tag_namespace"])
 
     @property
+    def cluster_domain(self) -> str | None:
+        """Availability domain of the compute cluster for RDMA; None where there is none."""
+        domain = self.values.get("rdma_availability_domain")
+        return str(domain) if domain and self.values.get("compute_cluster_id") else None
+
+    @property
     def store_uri(self) -> str:
         """Where runs put their results: store.uri of every spec that is submitted."""
         return str(self.values["store_uri"])

@@ -65,7 +65,7 @@ def settle(desk: Desk, version: Version) -> Version:
     workdir = desk.workdir(version.record.run_id)
     with terraform.locked(workdir, last.number):
         found = _alive(desk, version)
-        if not found and desk.clock() - last.begun < SETTLE:
+        if len(found) < last.nodes and desk.clock() - last.begun < SETTLE:
             desk.sleep(SETTLE - (desk.clock() - last.begun))
             found = _alive(desk, version)
         _keep_state(desk, version, workdir, last)

@@ -77,9 +77,7 @@ def start(foundation: Foundation, made: Order, project: str | None) -> str:
     if project is None:
         cure = "--project OCID; the console shows it under Data Science, Projects"
         raise UsageError("--project", "a Data Science job belongs to a project", cure)
-    if made.loaded.spec.resources.nodes > 1 or made.loaded.spec.resources.preemptible:
-        what = "several nodes and preemptible capacity are not to be had here"
-        raise UsageError("--to data-science", what, "submit to an instance, or take one node on demand")
+    _one_on_demand(made, "data-science")
     upload_spec(foundation, made)
     (service,) = clients.signed_in(foundation, oci.data_science.DataScienceClient)
     created = clients.ask(service.create_job, job(foundation, made, project), opc_retry_token=f"job-{made.run_id}").data
@@ -92,6 +90,7 @@ def batch(foundation: Foundation, made: Order) -> dict[str, Any]:
     """What to create in OCI Batch, by name and in order, as the service's own JSON. Nothing is sent."""
     from oci.batch import models
 
+    _one_on_demand(made, "batch")
     shape = made.shapes[0]
     known = table()[1].get(shape)
     if known is None:
@@ -153,6 +152,13 @@ def upload_spec(foundation: Foundation, made: Order) -> None:
         path = Path(folder) / record.SPEC
         write_text(path, dump(made.loaded.spec))
         open_store(foundation.launches_uri).put(path, f"{made.run_id}/{record.SPEC}")
+
+
+def _one_on_demand(made: Order, way: str) -> None:
+    resources = made.loaded.spec.resources
+    if resources.nodes > 1 or resources.preemptible:
+        what = "several nodes and preemptible capacity are not to be had here"
+        raise UsageError(f"--to {way}", what, "submit to an instance, or take one node on demand")
 
 
 def _environment(made: Order) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Where to try: shape × availability domain × fault domain, in an order that the capacity report only suggests.
 
 The report has been wrong both ways, so nothing is left out for it: what it calls available comes first, what it says
-nothing of next, what it calls full or missing last; within each, the shapes in the order of the spec.
+nothing of next, what it calls full or missing last; within each, the shapes in the order of the spec. Several nodes
+need not share a fault domain, so for them a cell is a whole availability domain, within which OCI chooses.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -8,6 +8,7 @@ from typing import Any
 
 from job.cloud import clients, launch, record, view
 from job.cloud.clients import CloudError, Machine
+from job.cloud.estimate import times
 from job.cloud.launch import Desk
 from job.cloud.view import OVER, View
 from job.errors import JobError, UsageError
@@ -39,6 +40,10 @@ def status(desk: Desk, run_id: str) -> Iterator[str]:
     for node in seen.nodes:
         age = _span(seen.now - float(node["time"]))
         yield f"  instance {node.get('node')}, {age} ago: {node.get('phase')}" + _because(node)
+    if seen.missing:
+        last = seen.record.last
+        assert last is not None
+        yield f"  {seen.missing} of {last.nodes} instances are gone; the others end within a minute of being told"
     for machine in seen.machines or ():
         yield f"  {machine.state}: {machine.shape} in {machine.availability_domain}, {machine.id}"
     last = seen.record.last
@@ -71,9 +76,8 @@ def table(rows: Sequence[dict[str, Any]], now: float) -> list[str]:
     shown = [("run", "state", "shape", "age", "USD", "owner")]
     for row in rows:
         cost = "?" if row["usd"] is None else f"{row['usd']:.2f}"
-        shown.append(
-            (row["run_id"], row["state"], row["shape"] or "-", _span(now - row["created"]), cost, row["owner"])
-        )
+        shape = "-" if row["shape"] is None else times(row["nodes"], row["shape"])
+        shown.append((row["run_id"], row["state"], shape, _span(now - row["created"]), cost, row["owner"]))
     wide = [max(len(line[column]) for line in shown) for column in range(6)]
     return ["  ".join(text.ljust(width) for text, width in zip(line, wide, strict=True)).rstrip() for line in shown]
 
@@ -86,12 +90,14 @@ def as_json(seen: View) -> dict[str, Any]:
     }
 
 
-def logs(desk: Desk, run_id: str, *, follow: bool, since: float | None, source: str | None) -> Iterator[str]:
+def logs(
+    desk: Desk, run_id: str, *, follow: bool, since: float | None, source: str | None, node: int = 0
+) -> Iterator[str]:
     """Lines of the log from `since` (Unix seconds) on; following, until the run is over."""
     fresh = Fresh(since)
     while True:
         seen = view.look(desk, run_id)  # before reading, so that what is over has been read to its end
-        found = _source(desk, seen, source)
+        found = _source(desk, seen, source, node)
         if found is not None:
             yield from fresh.lines(record.read_bytes(*found).decode("utf-8", "replace"))
         elif not follow:
@@ -130,14 +136,21 @@ class Fresh:
         return self.late
 
 
-def _source(desk: Desk, seen: View, source: str | None) -> tuple[Store, str] | None:
-    """The log that was asked for; else the job's own, which has times, the container's, the boot's."""
-    here = f"{seen.record.run_id}/node-0"
+def _source(desk: Desk, seen: View, source: str | None, node: int) -> tuple[Store, str] | None:
+    """The log that was asked for; else the job's own, which has times, the container's, the boot's.
+
+    The first node alone writes the job's own; of another node there are the two others.
+    """
+    here = f"{seen.record.run_id}/node-{node}"
     places = {
         "job": (desk.results, f"{seen.record.run_id}/logs/job.log"),
         "container": (desk.launches, f"{here}/job.log"),
         "boot": (desk.launches, f"{here}/boot.log"),
     }
+    if node > 0:
+        del places["job"]
+    if source is not None and source not in places:
+        raise UsageError("--source job", "the first node alone writes it", f"--node {node} --source container")
     for name in [source] if source else list(places):
         store, path = places[name]
         if store.exists(path):
@@ -146,15 +159,18 @@ def _source(desk: Desk, seen: View, source: str | None) -> tuple[Store, str] | N
 
 
 def _post_mortem(desk: Desk, seen: View) -> Iterator[str]:
-    codes = [str(node["exit"]) for node in seen.nodes if node.get("exit") not in (None, "", "0")]
-    if codes:
-        yield f"  exit code {codes[0]}: {view.meaning(codes[0])}"
+    culprit = seen.culprit or {}
+    node = int(culprit.get("node", 0))
+    code = str(culprit.get("exit", ""))
+    whose = f" of instance {node}" if len(seen.nodes) > 1 else ""
+    if code not in ("", "0"):
+        yield f"  exit code {code}{whose}: {view.meaning(code)}"
     try:
-        lines = view.tail(desk, seen.record)
+        lines = view.tail(desk, seen.record, node)
     except JobError as error:
         lines = [f"(the log cannot be read: {error.what})"]
     if lines:
-        yield "  last lines:"
+        yield f"  last lines{whose}:"
         yield from (f"    {line}" for line in lines)
     yield f"  from its last checkpoint: python -m job resubmit {seen.record.run_id}"
 
@@ -179,6 +195,7 @@ def _row(seen: View) -> dict[str, Any]:
         "run_id": made.run_id,
         "state": seen.state,
         "shape": None if made.last is None else made.last.shape,
+        "nodes": 0 if made.last is None else made.last.nodes,
         "created": made.created,
         "usd": seen.usd,
         "owner": made.owner,
@@ -190,6 +207,7 @@ def _orphan(machine: Machine) -> dict[str, Any]:
         "run_id": machine.run_id,
         "state": f"no record ({machine.state})",
         "shape": machine.shape,
+        "nodes": 1,
         "created": machine.created,
         "usd": None,
         "owner": machine.owner,

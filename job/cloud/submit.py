@@ -31,7 +31,8 @@ from job.spec.schema import Spec
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")  # infra/run's rule
 IMAGE = re.compile(r"[a-z0-9.-]+\.[a-z]+(/[a-z0-9._-]+)+@sha256:[0-9a-f]{64}")  # infra/run's rule
-NOT_FOR_RUN = ("store_uri", "repository", "prefix", "nat")  # outputs of the foundation that infra/run does not take
+# Outputs of the foundation that infra/run does not take
+NOT_FOR_RUN = ("repository", "prefix", "nat", "log_group_id", "rdma_availability_domain")
 LONGEST_GRACE = 600  # seconds; infra/run's rule
 SHIPPING = 30  # seconds from the job's last checkpoint to its container's end
 BUNDLED = ("digits",)  # data sets inside the image
@@ -171,7 +172,7 @@ def _launch(desk: Desk, made: Order, spent: float = 0.0) -> Launch:
         return estimate.longest(resources, shape, price)[0], price
 
     return Launch(
-        cells=places(desk, made.shapes),
+        cells=places(desk, made.shapes, resources.nodes),
         max_wait=resources.max_wait or 0.0,
         limits=limits,
         variables=lambda one: variables(desk.cloud.foundation, made, one),
@@ -180,23 +181,29 @@ def _launch(desk: Desk, made: Order, spent: float = 0.0) -> Launch:
     )
 
 
-def places(desk: Desk, shapes: Sequence[str]) -> list[matrix.Cell]:
-    """The cells to try; a report that cannot be had only means that nothing is known beforehand."""
+def places(desk: Desk, shapes: Sequence[str], nodes: int = 1) -> list[matrix.Cell]:
+    """The cells to try; a report that cannot be had only means that nothing is known beforehand.
+
+    Several nodes with RDMA are tried where the foundation's compute cluster is, and nowhere else.
+    """
     among = clients.domains(desk.cloud)
+    if nodes > 1:
+        among = {domain: [] for domain in among}
     try:
-        report = clients.capacity_report(desk.cloud, shapes, among)
+        report = clients.capacity_report(desk.cloud, shapes, among, nodes)
     except CloudError as error:
         desk.say(f"No capacity report ({error.what}); shapes and domains are tried in order.")
         report = {}
-    return matrix.cells(shapes, among, report)
+    cluster = desk.cloud.foundation.cluster_domain
+    found = matrix.cells(shapes, among, report)
+    return [cell for cell in found if cluster in (None, cell.availability_domain) or not _by_rdma(cell.shape, nodes)]
 
 
 def variables(foundation: Foundation, made: Order, one: Try) -> dict[str, Any]:
     """infra/run's variables for a try."""
     resources = made.loaded.spec.resources
-    shape = table()[1].get(one.shape)
     values = {name: value for name, value in foundation.values.items() if name not in NOT_FOR_RUN}
-    if one.nodes == 1 or shape is None or not shape.rdma_gbps:
+    if not _by_rdma(one.shape, one.nodes):
         values["compute_cluster_id"] = None  # a foundation may have one; this try has no use for it
     return {
         **values,
@@ -214,6 +221,11 @@ def variables(foundation: Foundation, made: Order, one: Try) -> dict[str, Any]:
         "first_step_timeout": min(int(resources.first_step_timeout), one.max_seconds - 1),
         "stop_grace": min(LONGEST_GRACE, int(made.loaded.spec.checkpoint.grace) + SHIPPING),
     }
+
+
+def _by_rdma(shape: str, nodes: int) -> bool:
+    known = table()[1].get(shape)
+    return nodes > 1 and known is not None and known.rdma_gbps > 0
 
 
 def _upload_spec(desk: Desk, made: Order) -> None:
@@ -250,6 +262,9 @@ def _check_shapes(spec: Spec, force: bool) -> None:
         which = ", ".join(name for name, shape in known.items() if shape.preemptible)
         what = f"{', '.join(refused)}: not offered as preemptible ({table()[0]})"
         raise SpecError([JobError("resources.preemptible", what, f"only {which} are; --force tries all the same")])
+    if resources.preemptible and resources.nodes > 1:
+        what = "one node that is taken away stops all, while the others are still paid for"
+        raise UsageError("resources.nodes", what, "set resources.preemptible to false, or take one node")
 
 
 def _check_data(spec: Spec, foundation: Foundation) -> None:

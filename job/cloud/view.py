@@ -17,6 +17,7 @@ from job.storage.store import Store, StoreError
 
 FRESH = 180.0  # seconds; a heartbeat is written every few seconds and stored every half minute at most
 TAIL = 20  # lines shown after a failure
+FOLLOWED = "ended with "  # how an instance says that it ended because another node did
 
 State = Literal[
     "submitting",
@@ -108,6 +109,22 @@ class View:
         return self._gone_state()
 
     @property
+    def culprit(self) -> dict[str, Any] | None:
+        """The node whose end ended the others: the first with an error of its own; else the first that tells."""
+        alone = [one for one in self.nodes if not str(one.get("reason", "")).startswith(FOLLOWED)]
+        wrong = [one for one in alone if str(one.get("exit", "")) not in ("", "0")]
+        boots = [one for one in alone if one.get("reason") not in (None, "", "complete")]
+        return next(iter([*wrong, *boots, *self.nodes]), None)
+
+    @property
+    def missing(self) -> int:
+        """Instances that are gone while others of the same launch are still there."""
+        last = self.record.last
+        if last is None or last.outcome != "launched" or not self.alive:
+            return 0
+        return max(0, last.nodes - len(self.alive))
+
+    @property
     def usd(self) -> float | None:
         """So far, of all launches, at list price; None where a price is not known."""
         costs = [self._usd(one) for one in self.record.tries if one.outcome == "launched"]
@@ -172,10 +189,10 @@ def look(desk: Desk, run_id: str, machines: Iterable[Machine] | None = None) -> 
     return View(made, found, _current(beat, made), tuple(nodes), sealed, tuple(troubles), desk.clock())
 
 
-def tail(desk: Desk, made: Record) -> list[str]:
-    """The end of what the container said, or of the boot's log where it never started."""
+def tail(desk: Desk, made: Record, node: int) -> list[str]:
+    """The end of what a node's container said, or of its boot's log where it never started."""
     for name in ("job.log", "boot.log"):
-        path = f"{made.run_id}/node-0/{name}"
+        path = f"{made.run_id}/node-{node}/{name}"
         if desk.launches.exists(path):
             text = record.read_bytes(desk.launches, path).decode("utf-8", "replace")
             return text.splitlines()[-TAIL:]

@@ -54,14 +54,14 @@ class Tell:
         self.put("status.json", {"run_id": self.run_id, "time": self.clock.now, **fields})
 
     def instance(self, **fields: Any) -> None:
-        """What the first node says of itself."""
+        """What a node says of itself, the first unless `node` says another."""
         told = {"run_id": self.run_id, "node": 0, "time": self.clock.now, "exit": "", "reason": "", **fields}
         self.scratch.write_text(json.dumps(told))
-        self.desk.launches.put(self.scratch, f"{self.run_id}/node-0/status.json")
+        self.desk.launches.put(self.scratch, f"{self.run_id}/node-{told['node']}/status.json")
 
-    def log(self, name: str, text: str) -> None:
+    def log(self, name: str, text: str, node: int = 0) -> None:
         self.scratch.write_text(text)
-        self.desk.launches.put(self.scratch, f"{self.run_id}/node-0/{name}")
+        self.desk.launches.put(self.scratch, f"{self.run_id}/node-{node}/{name}")
 
     def put(self, name: str, value: Any) -> None:
         self.put_text(name, json.dumps(value))

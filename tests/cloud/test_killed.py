@@ -1,7 +1,8 @@
 """kill -9 at every request of a submit, then the same submit again: one instance, never two, none forgotten.
 
-The first place has no capacity, so that the undoing of a try is on the way too. Killed alone, submit leaves a terraform
-at work; killed with it, a launch may have been accepted that no state tells of.
+The same for two nodes. The first place has no capacity, or for one of two only, so that the undoing of a try is on the
+way too. Killed alone, submit leaves a terraform at work; killed with it, a launch may have been accepted that no state
+tells of.
 """
 
 import json
@@ -23,8 +24,8 @@ from tests.cloud_server.server import DOMAINS, CloudServer, Kill
 class Submits:
     """Submits in processes of their own."""
 
-    def __init__(self, spec: Path) -> None:
-        self.spec = spec
+    def __init__(self, spec: Path, nodes: int) -> None:
+        self.spec, self.nodes = spec, nodes
         command = [sys.executable, "-m", "tests.cloud_server.zygote"]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -54,9 +55,10 @@ class Submits:
         return errors
 
 
-@pytest.fixture
-def submits(base: Foundation, spec: Path) -> Iterator[Submits]:
-    started = Submits(spec)
+@pytest.fixture(params=[1, 2], ids=["one-node", "two-nodes"])
+def submits(base: Foundation, spec: Path, request: pytest.FixtureRequest) -> Iterator[Submits]:
+    spec.write_text(spec.read_text().replace("resources: {", f"resources: {{nodes: {request.param}, "))
+    started = Submits(spec, request.param)
     yield started
     assert started.close() == "", "no submit complained"
 
@@ -81,8 +83,8 @@ def killed_at(
     assert last is not None
     assert (version.record.phase, last.outcome) == ("launched", "launched"), run_id
     assert list(last.instances) == alive, f"{run_id}: the record names the one instance there is"
-    assert len(alive) == 1, run_id
-    assert tenancy.most == 1, f"{run_id}: there were never two at once"
+    assert len(alive) == submits.nodes, run_id
+    assert tenancy.most == submits.nodes, f"{run_id}: there was never one more"
     return True
 
 
@@ -92,8 +94,12 @@ def killed_at(
 def test_killed_at_every_request(
     submits: Submits, server: CloudServer, desk: Desk, clock: Clock, effect: str, children: bool
 ) -> None:
-    server.tenancy.refusals = {("*", DOMAINS[0], "FAULT-DOMAIN-1"): "capacity"}
+    if submits.nodes == 1:
+        server.tenancy.refusals = {("*", DOMAINS[0], "FAULT-DOMAIN-1"): "capacity"}
+    server.tenancy.report = {("*", "*", "*"): "AVAILABLE"}  # which is not so
     at = 1
+    if submits.nodes > 1:
+        server.tenancy.room = {DOMAINS[0]: submits.nodes - 1}
     while killed_at(at, effect, children, submits, server, desk, f"digits-{at}"):
         at += 1
     assert at > 8, "domains, report, two launches and what lies between"
@@ -106,17 +112,18 @@ def test_killed_at_the_launch(submits: Submits, server: CloudServer, desk: Desk,
     """The one moment that counts most, quickly enough for every round of tests."""
     submits.run(server, "digits-counted")
     operations = [told.operation for told in server.told]
-    at = operations.index("launch") + 1
+    at = operations.index("launch") + submits.nodes  # of several, the last
     server.told.clear()
     assert killed_at(at, effect, True, submits, server, desk, "digits-killed")
-    assert server.tenancy.launches == 2, "one for each run"
+    ended = submits.nodes - 1 if effect == "before" else 0  # what stood of a try that nobody finished
+    assert server.tenancy.launches == 2 * submits.nodes + ended
 
 
 def test_ctrl_c_at_the_launch_undoes_it(submits: Submits, server: CloudServer, desk: Desk) -> None:
     submits.run(server, "digits-counted")
     at = [told.operation for told in server.told].index("launch") + 1
     assert submits.run(server, "digits-1", Kill(0, at, "after", False, number=signal.SIGINT)) == 75
-    assert server.tenancy.launches == 2, "the request was on its way"
+    assert submits.nodes < server.tenancy.launches <= 2 * submits.nodes, "the request was on its way"
     assert server.tenancy.alive("digits-1") == []
     version = record.read(desk.launches, "digits-1")
     assert version is not None

@@ -29,7 +29,12 @@ def real(base: Foundation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> W
         pytest.skip("needs terraform, and in TF_CLI_CONFIG_FILE a provider oracle/oci that answers offline")
     monkeypatch.setenv("JOB_TERRAFORM", "terraform")
     workdir = Workdir(tmp_path / "launch")
-    terraform.prepare(workdir)
+    try:
+        terraform.prepare(workdir)
+    except JobError as error:
+        if "Failed to query available provider packages" not in error.what:
+            raise
+        pytest.skip("terraform can reach no provider oracle/oci; TF_CLI_CONFIG_FILE can name a mirror")
     return workdir
 
 

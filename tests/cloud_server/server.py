@@ -53,12 +53,16 @@ class Kill:
 
 @dataclass
 class Tenancy:
-    """What there is. `refusals`: (shape, domain, fault domain), each may be '*', → kind of refusal."""
+    """What there is. `refusals`: (shape, domain, fault domain), each may be '*', → kind of refusal.
+
+    `room`: availability domain → instances that it holds at most; more are refused for want of capacity.
+    """
 
     instances: dict[str, dict[str, Any]] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
     refusals: dict[tuple[str, str, str], str] = field(default_factory=dict)
     report: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    room: dict[str, int] = field(default_factory=dict)
     available: int = 8
     launches: int = 0  # that made an instance
     most: int = 0  # instances of one run alive at once, at any time
@@ -70,7 +74,10 @@ class Tenancy:
         for (a, b, c), kind in self.refusals.items():
             if a in ("*", shape) and b in ("*", domain) and c in ("*", fault_domain):
                 return kind
-        return None
+        return None if self.left(domain) > 0 else "capacity"
+
+    def left(self, domain: str) -> int:
+        return self.room.get(domain, 99) - len([one for one in self.alive() if one["availabilityDomain"] == domain])
 
     def alive(self, run_id: str | None = None) -> list[dict[str, Any]]:
         found = [one for one in self.instances.values() if one["lifecycleState"] not in ("TERMINATING", "TERMINATED")]
@@ -183,7 +190,7 @@ class CloudHandler(Handler):
             raise Conflict(400, "InvalidParameter", "the report's compartment is the root")
         domain = asked["availabilityDomain"]
         found = [
-            {**one, "availabilityStatus": self._reported(one["instanceShape"], domain, one["faultDomain"])}
+            {**one, **self._reported(one["instanceShape"], domain, one.get("faultDomain") or "*")}
             for one in asked["shapeAvailabilities"]
         ]
         answer = {
@@ -226,11 +233,11 @@ class CloudHandler(Handler):
             raise Conflict(*REFUSALS["authorisation"])
         return self.server.tenancy.instances[identifier]
 
-    def _reported(self, shape: str, domain: str, fault_domain: str) -> str:
+    def _reported(self, shape: str, domain: str, fault_domain: str) -> dict[str, Any]:
         for (a, b, c), status in self.server.tenancy.report.items():
             if a in ("*", shape) and b in ("*", domain) and c in ("*", fault_domain):
-                return status
-        return "AVAILABLE"
+                return {"availabilityStatus": status}
+        return {"availabilityStatus": "AVAILABLE", "availableCount": self.server.tenancy.left(domain)}
 
 
 Answer = tuple[int, Any, dict[str, str]]

@@ -7,25 +7,35 @@ the system. systemd is played here by what the unit files say: ExecStart, ExecSt
 import base64
 import configparser
 import gzip
+import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.infra.oracle import Oracle
+from tests.infra.oracle import Oracle, instance
 
 TOOLS = (
     *("bash", "cat", "tee", "mkdir", "chmod", "grep", "awk", "wc", "tail"),
-    *("sha256sum", "rm", "timeout", "openssl", "mktemp", "touch", "mv"),
+    *("sha256sum", "rm", "timeout", "openssl", "mktemp", "touch", "mv", "sed"),
 )
 FAKES = {
     "date": 'if [ "$*" = +%s ]; then echo $(($(DATE +%s) + $(cat "$ROOT/later"))); else exec DATE "$@"; fi',
     "sleep": ":",
     "chown": ":",
     "firewall-cmd": 'echo "$*" >>"$ROOT/firewall.log"',
+    # disks, by the files below dev/, and what is known of each
+    "lsblk": 'for disk; do :; done; cat "$ROOT/lsblk/${disk##*/}"',
+    "blkid": 'case $1 in -L) cat "$ROOT/ours" 2>/dev/null || exit 2 ;; '
+    '-p) exit "$(cat "$ROOT/blkid/${2##*/}")" ;; esac',
+    "mkfs.xfs": 'for disk; do :; done; echo "$*" >>"$ROOT/mkfs.log"; cat "$ROOT/mkfs.code" | grep -qx 0 || exit 1; '
+    'echo "$disk" >"$ROOT/ours"',
+    "mount": 'echo "$*" >>"$ROOT/mount.log"; touch "$ROOT/mounted"',
+    "mountpoint": '[ -e "$ROOT/mounted" ]',
     "systemctl": 'echo "$*" >>"$ROOT/systemctl.log"',
     "nvidia-smi": 'cat "$ROOT/gpus"; exit "$(cat "$ROOT/nvidia-smi.code")"',
     "dnf": 'echo "$*" >>"$ROOT/dnf.log"; case "$*" in *podman) mv "$ROOT/podman" "$ROOT/bin/" ;; '
@@ -49,8 +59,9 @@ HEALTHY = "580.95.05, 0, Not Active, Not Active, NVIDIA A10\n"
 
 
 class Machine:
-    def __init__(self, root: Path, oracle: Oracle, user_data: str) -> None:
-        self.root, self.oracle = root, oracle
+    def __init__(self, root: Path, oracle: Oracle, user_data: str, node: int = 0) -> None:
+        self.root, self.oracle, self.node = root, oracle, node
+        root.mkdir(parents=True, exist_ok=True)
         self.config: dict[str, Any] = yaml.safe_load(user_data)
         for entry in self.config["write_files"]:
             path = root / entry["path"].lstrip("/")
@@ -67,7 +78,7 @@ class Machine:
         for name, body in LATER_FAKES.items():
             self.fake(name, body, "")
         self.fake("python3", f'exec {sys.executable} "$@"')
-        for name in ("later", "nvidia-smi.code", "pull.code", "gate.code"):
+        for name in ("later", "nvidia-smi.code", "pull.code", "gate.code", "mkfs.code"):
             self.tell(name, "0")
         self.tell("gpus", HEALTHY)
         self.tell("exits", "0\n")
@@ -98,8 +109,9 @@ class Machine:
             "GPU_JOB_LOG": str(root / "var/log/gpu-job"),
             "GPU_JOB_LIB": str(root / "usr/local/lib/gpu-job"),
             "GPU_JOB_UNITS": str(root / "etc/systemd/system"),
+            "GPU_JOB_DEV": str(root / "dev"),
             "GPU_JOB_ENDPOINT": self.oracle.url,
-            "OCI_METADATA_BASE_URL": self.oracle.url + "/opc/v2",
+            "OCI_METADATA_BASE_URL": f"{self.oracle.url}/node-{self.node}/opc/v2",
             **extra,
         }
         (root / "tmp").mkdir(exist_ok=True)
@@ -141,7 +153,7 @@ class Machine:
                 self.start(name)
         if code != 0 and "OnFailure" in unit["Unit"]:
             self.start(unit["Unit"]["OnFailure"])
-        if service.get("Restart") == "always" and self.oracle.terminated == 0:
+        if service.get("Restart") == "always" and instance(self.node) not in self.oracle.ended:
             self.repeats += 1
             if self.repeats < 3:
                 self.start(name)
@@ -151,8 +163,29 @@ class Machine:
 
     def status(self) -> dict[str, Any]:
         """What the bucket says of the instance."""
-        found: dict[str, Any] = yaml.safe_load(self.oracle.objects["launches/demo-20261124-1a2b3c/node-0/status.json"])
+        name = f"launches/demo-20261124-1a2b3c/node-{self.node}/status.json"
+        found: dict[str, Any] = yaml.safe_load(self.oracle.objects[name])
         return found
+
+    def begun(self) -> None:
+        """As if the job were running."""
+        assert self.verb("arm") == 0
+        state = self.root / "run/gpu-job"
+        for name in ("booted", "started"):
+            (state / name).write_text(str(int(time.time())))
+        (state / "phase").write_text("running\n")
+        self.seen = len(self.read("systemctl.log").splitlines())
+
+    def heartbeat(self, **fields: Any) -> None:
+        """What the job writes into its folder."""
+        path = self.root / "var/lib/gpu-job/work/runs/demo-20261124-1a2b3c/status.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(fields))
+
+    def beat(self) -> None:
+        """Half a minute passes."""
+        self.start("gpu-job-beat.service")
+        self.settle()
 
 
 def content(entry: dict[str, Any]) -> bytes:

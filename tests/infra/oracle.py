@@ -31,7 +31,8 @@ class Oracle:
 
     folder: Path
     objects: dict[str, bytes] = field(default_factory=dict)
-    terminated: int = 0
+    ended: list[str] = field(default_factory=list)  # instances, as they were terminated
+    sessions: dict[str, Path] = field(default_factory=dict)  # token → the key it was given for
     messages: list[dict[str, str]] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     tokens: int = 0
@@ -54,14 +55,18 @@ class Oracle:
         self.server.shutdown()
         self.server.server_close()
 
-    def metadata(self, path: str) -> bytes | None:
+    @property
+    def terminated(self) -> int:
+        return len(self.ended)
+
+    def metadata(self, node: int, path: str) -> bytes | None:
         place = {"regionIdentifier": "eu-frankfurt-1", "regionKey": "FRA", "realmDomainComponent": "oraclecloud.com"}
         certificate = (self.folder / "instance.pem").read_bytes()
         known = {
             "identity/cert.pem": certificate,
             "identity/key.pem": (self.folder / "instance.key").read_bytes(),
             "identity/intermediate.pem": certificate,
-            "instance/id": INSTANCE.encode(),
+            "instance/id": instance(node).encode(),
             "instance/region": b"fra",
             "instance/regionInfo": json.dumps({**place, "realmKey": "oc1"}).encode(),
         }
@@ -87,7 +92,11 @@ class Oracle:
             mark = openssl("x509", "-noout", "-fingerprint", "-sha1", "-in", str(self.folder / "instance.pem"))
             expected = f"{TENANCY}/fed-x509/{mark.decode().strip().partition('=')[2]}"
         else:
-            key, expected = self.folder / "session.pub", f"ST${_token(self.tokens)}"
+            expected = parts.get("keyId", "")
+            known = self.sessions.get(expected.removeprefix("ST$"))
+            if known is None:
+                return f"keyId {expected}"
+            key = known
         if parts.get("keyId") != expected:
             return f"keyId {parts.get('keyId')}"
         values = {**headers, "(request-target)": f"{method.lower()} {target}"}
@@ -103,15 +112,17 @@ class Oracle:
             asked = json.loads(body)
             pem = asked["publicKey"]
             text = "\n".join(pem[start : start + 64] for start in range(0, len(pem), 64))
-            (self.folder / "session.pub").write_text(f"-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n")
             self.tokens += 1
+            key = self.folder / f"session-{self.tokens}.pub"
+            key.write_text(f"-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n")
+            self.sessions[_token(self.tokens)] = key
             return 200, json.dumps({"token": _token(self.tokens)}).encode()
         if target == "/20180419/docker/token":
             return 200, b'{"token": "registry-token"}'
-        if method == "DELETE" and target.startswith(f"/20160918/instances/{INSTANCE}?"):
+        if method == "DELETE" and (found := re.match(rf"/20160918/instances/({re.escape(INSTANCE)}\d*)\?", target)):
             assert "preserveBootVolume=false" in target
             assert "preserveDataVolumesCreatedAtLaunch=false" in target
-            self.terminated += 1
+            self.ended.append(found[1])
             return 204, b""
         if target == f"/20181201/topics/{TOPIC}/messages":
             self.messages.append(json.loads(body))
@@ -129,6 +140,11 @@ class Oracle:
         return (200, b"" if method != "GET" else self.objects[name]) if name in self.objects else (404, b"")
 
 
+def instance(node: int) -> str:
+    """Its OCID."""
+    return f"{INSTANCE}{node or ''}"
+
+
 def _token(number: int) -> str:
     """In the form of a JSON web token that is valid for long, as the SDK wants to read it."""
     claims = base64.urlsafe_b64encode(json.dumps({"exp": 4102444800, "n": number}).encode()).decode().rstrip("=")
@@ -142,8 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
         oracle, method = self.oracle, self.command
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        if self.path.startswith("/opc/v2/"):
-            found = oracle.metadata(self.path.removeprefix("/opc/v2/"))
+        if asked := re.fullmatch(r"/node-(\d+)/opc/v2/(.+)", self.path):
+            found = oracle.metadata(int(asked[1]), asked[2])
             allowed = headers.get("authorization") == "Bearer Oracle"
             self._reply(*((200, found) if found is not None and allowed else (404, b"")))
             return

@@ -80,7 +80,49 @@ def test_a_job_that_fails(machine: Machine, oracle: Oracle) -> None:
     machine.first_boot()
     assert oracle.terminated == 1
     assert machine.status()["reason"] == "the job left with 1"
-    assert "the job speaks" in oracle.messages[0]["body"], "the last lines are told"
+
+
+def test_the_message_of_a_good_end(machine: Machine, oracle: Oracle) -> None:
+    machine.seconds_later(1800)
+    machine.first_boot()
+    (message,) = oracle.messages
+    assert message["title"] == f"{RUN_ID}: complete"
+    minutes = re.search(r"(\d+) minutes", message["body"])
+    assert minutes
+    assert 30 <= int(minutes[1]) <= 35
+    cost = re.search(r"about (\d\.\d\d) USD", message["body"])
+    assert cost
+    assert 1.00 <= float(cost[1]) <= 1.20, "half an hour at 2 USD"
+    assert message["body"].splitlines() == [
+        f"Run {RUN_ID} has ended: complete.",
+        "Exit code: 0.",
+        f"Cost: {minutes[1]} minutes on 1 VM.GPU.A10.1 since the launch, about {cost[1]} USD at list price.",
+        f"Report and results: oci://gpu-job@example/runs/{RUN_ID} "
+        f"(python -m job fetch oci://gpu-job@example/runs/{RUN_ID}).",
+        f"More: python -m job status {RUN_ID}",
+    ]
+
+
+def test_the_message_of_a_bad_end_has_the_jobs_words_and_nothing_of_its_log(machine: Machine, oracle: Oracle) -> None:
+    machine.heartbeat(status="failed", phase="train", reason="the loss is not a number at step 12")
+    machine.tell("exits", "1\n")
+    machine.first_boot()
+    body = oracle.messages[0]["body"]
+    assert body.splitlines()[:3] == [
+        f"Run {RUN_ID} has ended: the job left with 1.",
+        "The job says: the loss is not a number at step 12.",
+        "Exit code: 1.",
+    ]
+    assert body.endswith(f"To go on from the last checkpoint: python -m job resubmit {RUN_ID}\n")
+    assert b"the job speaks" in oracle.objects[f"launches/{RUN_ID}/node-0/job.log"]
+    assert "the job speaks" not in body, "a log may hold what a mail should not"
+
+
+def test_a_topic_out_of_reach_keeps_no_machine(machine: Machine, oracle: Oracle) -> None:
+    oracle.fail["/20181201/"] = 404
+    machine.first_boot()
+    assert oracle.ended == [INSTANCE]
+    assert oracle.messages == []
 
 
 def test_75_starts_the_job_again(machine: Machine, oracle: Oracle) -> None:
@@ -165,59 +207,41 @@ def test_a_second_boot_installs_nothing_again(machine: Machine, oracle: Oracle) 
     assert machine.read("engine.log").count("--name gpu-job") == 2
 
 
-def begun(machine: Machine) -> None:
-    """As if the job were running."""
-    assert machine.verb("arm") == 0
-    state = machine.root / "run/gpu-job"
-    for name in ("booted", "started"):
-        (state / name).write_text(str(int(datetime.now(UTC).timestamp())))
-    (state / "phase").write_text("running\n")
-    machine.seen = len(machine.read("systemctl.log").splitlines())
-
-
 def test_a_boot_that_hangs(machine: Machine, oracle: Oracle) -> None:
     assert machine.verb("arm") == 0
     machine.seen = len(machine.read("systemctl.log").splitlines())  # gpu-job-boot hangs
     machine.seconds_later(1790)
-    machine.start("gpu-job-beat.service")
-    machine.settle()
+    machine.beat()
     assert oracle.terminated == 0
     machine.seconds_later(20)
-    machine.start("gpu-job-beat.service")
-    machine.settle()
+    machine.beat()
     assert oracle.terminated == 1
     assert machine.status()["reason"] == "the job did not start within 1800 s; phase armed"
 
 
 def test_a_first_step_that_does_not_come(machine: Machine, oracle: Oracle) -> None:
-    begun(machine)
+    machine.begun()
     machine.seconds_later(1790)
-    machine.start("gpu-job-beat.service")
-    machine.settle()
+    machine.beat()
     assert oracle.terminated == 0
     machine.seconds_later(20)
-    machine.start("gpu-job-beat.service")
-    machine.settle()
+    machine.beat()
     assert oracle.terminated == 1
     assert machine.status()["reason"] == "no training step within 1800 s of the start"
 
 
 def test_a_first_step_that_came(machine: Machine, oracle: Oracle) -> None:
-    begun(machine)
-    heartbeat = machine.root / f"var/lib/gpu-job/work/runs/{RUN_ID}/status.json"
-    heartbeat.parent.mkdir(parents=True)
-    heartbeat.write_text('{"status": "running", "phase": "train", "step": 1}')
+    machine.begun()
+    machine.heartbeat(status="running", phase="train", step=1)
     machine.seconds_later(7000)
-    machine.start("gpu-job-beat.service")
-    machine.settle()
+    machine.beat()
     assert oracle.terminated == 0
 
 
 def test_a_wish_to_cancel(machine: Machine, oracle: Oracle) -> None:
-    begun(machine)
+    machine.begun()
     oracle.objects[f"launches/{RUN_ID}/cancel"] = b""
-    machine.start("gpu-job-beat.service")
-    machine.settle()
+    machine.beat()
     assert machine.status()["reason"] == "cancelled"
     asked = machine.read("systemctl.log").splitlines()
     assert "stop gpu-job.service" in asked, "in order: the job saves before the machine goes"
@@ -226,23 +250,22 @@ def test_a_wish_to_cancel(machine: Machine, oracle: Oracle) -> None:
 
 @pytest.mark.parametrize("path", ["/n/", "/20200831/", "/v1/x509"], ids=["bucket", "log", "identity"])
 def test_a_cloud_out_of_reach_ends_nothing(machine: Machine, oracle: Oracle, path: str) -> None:
-    begun(machine)
+    machine.begun()
     oracle.fail[path] = 503
-    machine.start("gpu-job-beat.service")
-    machine.settle()
+    machine.beat()
     assert oracle.terminated == 0
     assert not (machine.root / "run/gpu-job/reason").exists()
 
 
 def test_logs_that_cannot_be_shipped_do_not_keep_the_machine(machine: Machine, oracle: Oracle) -> None:
-    begun(machine)
+    machine.begun()
     oracle.fail.update({"/n/": 503, "/20200831/": 503, "/20181201/": 503})
     machine.start("gpu-job-end.service")
     assert oracle.terminated == 1
 
 
 def test_the_deadline_needs_neither_engine_nor_job(machine: Machine, oracle: Oracle) -> None:
-    begun(machine)
+    machine.begun()
     for name in ("podman", "dnf", "nvidia-smi"):
         machine.fake(name, "exit 1")
     machine.start("gpu-job-deadline.service")
@@ -251,7 +274,7 @@ def test_the_deadline_needs_neither_engine_nor_job(machine: Machine, oracle: Ora
 
 
 def test_terminating_is_tried_until_it_is_done(machine: Machine, oracle: Oracle) -> None:
-    begun(machine)
+    machine.begun()
     oracle.fail["/20160918/"] = 500
     machine.start("gpu-job-end.service")
     assert sum(request.startswith("DELETE /20160918/") for request in oracle.requests) == 3, "the unit runs again"
@@ -261,7 +284,7 @@ def test_terminating_is_tried_until_it_is_done(machine: Machine, oracle: Oracle)
 
 
 def test_an_installed_oci_is_the_second_way(machine: Machine, oracle: Oracle) -> None:
-    begun(machine)
+    machine.begun()
     oracle.fail["/20160918/"] = 500
     machine.fake("oci", 'echo "$*" >>"$ROOT/oci.log"')
     machine.fake("curl", f"echo {INSTANCE}")
@@ -271,17 +294,17 @@ def test_an_installed_oci_is_the_second_way(machine: Machine, oracle: Oracle) ->
 
 
 def test_a_refused_session_is_made_anew(machine: Machine, oracle: Oracle) -> None:
-    begun(machine)
+    machine.begun()
     assert machine.verb("report") == 0
-    oracle.tokens += 1  # what the instance holds is no longer the latest
+    oracle.sessions.clear()  # what the instance holds is known no longer
     assert machine.verb("report") == 0
-    assert oracle.tokens == 3
+    assert oracle.tokens == 2
     assert len(oracle.refused) == 1
     oracle.refused.clear()
 
 
 def test_log_lines_are_sent_once_and_whole(machine: Machine, oracle: Oracle) -> None:
-    begun(machine)
+    machine.begun()
     log = machine.root / "var/log/gpu-job/job.log"
     log.write_text("one\ntwo\nthr")
     assert machine.verb("report") == 0
@@ -300,7 +323,7 @@ def test_state_is_not_readable_to_others(machine: Machine) -> None:
 def test_the_stand_in_takes_the_sdk_as_well(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
     """So what it takes from the instance's script is what OCI's own client sends."""
     signers = pytest.importorskip("oci.auth.signers")
-    monkeypatch.setenv("OCI_METADATA_BASE_URL", oracle.url + "/opc/v2")
+    monkeypatch.setenv("OCI_METADATA_BASE_URL", oracle.url + "/node-0/opc/v2")
     made = signers.InstancePrincipalsSecurityTokenSigner(federation_endpoint=oracle.url + "/v1/x509")
     from oci.object_storage import ObjectStorageClient
 

@@ -15,7 +15,8 @@ from tests.infra.conftest import IDS, RUN, Module
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("foundation", "run")
-SEAM_ONLY = {"store_uri", "repository", "prefix", "nat"}  # outputs for people and submit, no variables of run
+# outputs for people and submit, no variables of run
+SEAM_ONLY = {"repository", "prefix", "nat", "log_group_id", "rdma_availability_domain"}
 
 
 def blocks(path: Path, kind: str) -> dict[str, str]:

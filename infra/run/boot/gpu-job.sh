@@ -14,6 +14,7 @@ STATE=${GPU_JOB_STATE:-/run/gpu-job}   # of this boot
 KEEP=${GPU_JOB_KEEP:-/var/lib/gpu-job} # of this instance
 LOG=${GPU_JOB_LOG:-/var/log/gpu-job}
 LIB=${GPU_JOB_LIB:-/usr/local/lib/gpu-job}
+DEV=${GPU_JOB_DEV:-/dev}
 UNITS=${GPU_JOB_UNITS:-/etc/systemd/system}
 export GPU_JOB_STATE=$STATE
 mkdir -p "$STATE" "$KEEP/work" "$LOG"
@@ -23,7 +24,8 @@ set -a
 . "$ETC/env"
 set +a
 DEADLINE=$(date -d "$EXPIRES" +%s)
-MINE=launches/$RUN_ID/node-$NODE_RANK
+LAUNCH=launches/$RUN_ID
+MINE=$LAUNCH/node-$NODE_RANK
 
 oci() {
   local python
@@ -63,9 +65,11 @@ boot() {
   phase prepare
   mask_updates
   [[ ! -x /usr/libexec/oci-growfs ]] || /usr/libexec/oci-growfs -y >>"$LOG/boot.log" 2>&1
+  scratch || say "no blank local NVMe: /work is on the boot volume"
   if ((NODES > 1)) && command -v firewall-cmd >/dev/null; then firewall-cmd --quiet --zone=trusted --add-source="$SUBNET_CIDR"; fi
   phase gpu
   if ((GPUS > 0)); then check_gpus; fi
+  ((RDMA == 0)) || retry test -d "$DEV/infiniband" || refuse "RDMA is paid for, and the machine's image has no driver for it"
   phase engine
   engine >/dev/null || retry dnf install -y podman >>"$LOG/boot.log" 2>&1
   if ((GPUS > 0)); then install_toolkit; fi
@@ -73,7 +77,7 @@ boot() {
   retry pull
   phase start
   gate
-  oci get "launches/$RUN_ID/spec.yaml" "$KEEP/spec.yaml"
+  oci get "$LAUNCH/spec.yaml" "$KEEP/spec.yaml"
   own_work
   systemctl start --no-block gpu-job.service
 }
@@ -86,6 +90,24 @@ mask_updates() { # a new driver under a running container breaks it
   for unit in dnf-automatic.timer dnf-automatic-install.timer dnf-makecache.timer unattended-upgrades.service apt-daily-upgrade.timer; do
     systemctl mask --now "$unit" >/dev/null 2>&1 || true
   done
+}
+
+scratch() { # /work on the first local NVMe that is blank, or that is ours since an earlier boot; no other disk is touched
+  local disk
+  if mountpoint -q "$KEEP/work"; then return; fi
+  disk=$(blkid -L gpujob) || { disk=$(blank) && mkfs.xfs -q -L gpujob "$disk" >>"$LOG/boot.log" 2>&1; } || return
+  mount -o noatime "$disk" "$KEEP/work" >>"$LOG/boot.log" 2>&1 && say "/work is on $disk"
+}
+
+blank() { # neither partitions, nor holders, nor a signature of anything
+  local disk code
+  for disk in "$DEV"/nvme*n1; do
+    [[ -e $disk && $(lsblk -nro NAME "$disk") == "${disk##*/}" ]] || continue
+    code=0
+    blkid -p "$disk" >/dev/null 2>&1 || code=$?
+    if ((code == 2)); then echo "$disk"; return; fi
+  done
+  return 1
 }
 
 check_gpus() { # before an hour is paid for
@@ -115,6 +137,7 @@ install_toolkit() {
 }
 
 gpu_flags() {
+  if ((RDMA > 0)); then echo --device=/dev/infiniband; fi
   if ((GPUS == 0)); then return; fi
   if [[ $(engine) == *docker ]]; then echo --gpus=all; else echo --device=nvidia.com/gpu=all --security-opt=label=disable; fi
 }
@@ -175,35 +198,48 @@ stopped() { # systemd says how in EXIT_STATUS, and starts gpu-job.service again 
 }
 
 beat() {
-  local since
-  timeout 60 "$0" report || say "the bucket or the log is out of reach; the run goes on"
+  local since reached=1
+  timeout 60 "$0" report || { reached=0; say "the bucket or the log is out of reach; the run goes on"; }
   if [[ -s $STATE/reason ]]; then return; fi
   since=$(recall "$STATE/booted" "$(recall "$KEEP/armed" "$(now)")")
   if [[ ! -s $STATE/started ]] && (($(now) - since > BOOT_TIMEOUT)); then
     because "the job did not start within $BOOT_TIMEOUT s; phase $(recall "$STATE/phase")"
-  elif [[ -s $STATE/started ]] && ! stepped && (($(now) - $(<"$STATE/started") > FIRST_STEP_TIMEOUT)); then
+  elif [[ -s $STATE/started ]] && ! stepped && ((reached || NODE_RANK == 0)) &&
+    (($(now) - $(<"$STATE/started") > FIRST_STEP_TIMEOUT)); then
     because "no training step within $FIRST_STEP_TIMEOUT s of the start"
   elif timeout 60 "$0" wished 2>/dev/null; then
     because cancelled
+  elif ((NODES > 1)) && timeout 60 "$0" others 2>/dev/null; then
+    because "ended with $(<"$STATE/others")"
   else
     return 0
   fi
   systemctl start --no-block gpu-job-end.service
 }
 
-wished() { oci exists "launches/$RUN_ID/cancel"; }
+wished() { oci exists "$LAUNCH/cancel"; }
 
-stepped() { # the job's heartbeat speaks of training or of what follows it
+# Nodes end together: the first in any case, another when something went wrong, says so under the time of this launch.
+over() { oci put "$STATE/over" "$LAUNCH/over-$LAUNCHED"; }
+others() { oci get "$LAUNCH/over-$LAUNCHED" "$STATE/others"; }
+first() { oci get "$LAUNCH/node-0/status.json" "$STATE/first"; }
+
+stepped() { # the job's heartbeat, which the first node alone keeps, speaks of training or of what follows it
   [[ -e $STATE/stepped ]] && return
-  grep -qE '"(phase|status)": *"(train|evaluate|report|complete)"' "$KEEP"/work/*/"$RUN_ID"/status.json 2>/dev/null || return 1
+  if ((NODE_RANK > 0)); then
+    timeout 60 "$0" first 2>/dev/null && grep -q "\"stepped\": true, \"launched\": \"$LAUNCHED\"" "$STATE/first" || return 1
+  else
+    grep -qE '"(phase|status)": *"(train|evaluate|report|complete)"' "$KEEP"/work/*/"$RUN_ID"/status.json 2>/dev/null || return 1
+  fi
   touch "$STATE/stepped"
 }
 
 report() {
-  local name
-  printf '{"run_id": "%s", "node": %s, "time": %s, "phase": "%s", "exit": "%s", "reason": "%s", "launched": "%s", "expires": "%s", "restarts": %s}\n' \
+  local name going=false
+  if ((NODE_RANK == 0)) && stepped; then going=true; fi
+  printf '{"run_id": "%s", "node": %s, "time": %s, "phase": "%s", "exit": "%s", "reason": "%s", "stepped": %s, "launched": "%s", "expires": "%s", "restarts": %s}\n' \
     "$RUN_ID" "$NODE_RANK" "$(now)" "$(recall "$STATE/phase")" "$(recall "$STATE/exit")" "$(recall "$STATE/reason")" \
-    "$LAUNCHED" "$EXPIRES" "$(recall "$KEEP/restarts" 0)" >"$STATE/status.json"
+    "$going" "$LAUNCHED" "$EXPIRES" "$(recall "$KEEP/restarts" 0)" >"$STATE/status.json"
   oci put "$STATE/status.json" "$MINE/status.json"
   for name in boot job; do
     [[ -e $LOG/$name.log ]] || continue
@@ -216,13 +252,30 @@ report() {
 end() {
   because "${1:-asked to end}"
   phase ending
+  if ((NODES > 1)) && { ((NODE_RANK == 0)) || [[ $(<"$STATE/reason") != complete ]]; }; then
+    echo "node $NODE_RANK: $(<"$STATE/reason")" >"$STATE/over"
+    timeout 60 "$0" others 2>/dev/null || timeout 60 "$0" over || true # the first to say so is the cause
+  fi
   timeout $((STOP_GRACE + 30)) systemctl stop gpu-job.service || true
   timeout 120 "$0" report || true
   if [[ -n $TOPIC_ID && $NODE_RANK == 0 && ! -e $STATE/told ]]; then
-    { cat "$STATE/reason"; tail -n 40 "$LOG/job.log" "$LOG/boot.log" 2>/dev/null; } >"$STATE/message" || true
+    message >"$STATE/message" || true
     timeout 60 "$0" publish && touch "$STATE/told" || true
   fi
   terminate
+}
+
+message() { # plain words for a reader of mail, none of the log's
+  local seconds=$(($(now) - $(date -d "$LAUNCHED" +%s))) words
+  echo "Run $RUN_ID has ended: $(<"$STATE/reason")."
+  words=$(sed -nE 's/.*"reason": *"([^"]+)".*/\1/p' "$KEEP"/work/*/"$RUN_ID"/status.json 2>/dev/null) || true
+  [[ -z $words ]] || echo "The job says: $words."
+  echo "Exit code: $(recall "$STATE/exit" "none, the job was not started")."
+  echo "Cost: $((seconds / 60)) minutes on $NODES $SHAPE since the launch$(awk -v s="$seconds" -v p="${USD_PER_HOUR:-0}" \
+    'BEGIN {if (p > 0) printf ", about %.2f USD at list price", s * p / 3600}')."
+  echo "Report and results: $STORE_URI/$RUN_ID (python -m job fetch $STORE_URI/$RUN_ID)."
+  echo "More: python -m job status $RUN_ID"
+  if [[ $(<"$STATE/reason") != complete ]]; then echo "To go on from the last checkpoint: python -m job resubmit $RUN_ID"; fi
 }
 
 publish() { oci publish "$RUN_ID: $(<"$STATE/reason")" "$STATE/message"; }
@@ -240,7 +293,7 @@ oci_cli() {
 }
 
 case ${1:-} in
-  arm | boot | run | stopped | beat | report | wished | publish) "$@" ;;
+  arm | boot | run | stopped | beat | report | wished | over | others | first | publish) "$@" ;;
   end) end "${2:-}" ;;
   deadline) end "max_duration of $MAX_DURATION s is over" ;;
   *) echo "gpu-job: arm | boot | run | stopped | beat | deadline | end" >&2; exit 2 ;;

@@ -70,6 +70,14 @@ run "nsg_is_a_group" {
   expect_failures = [var.nsg_id]
 }
 
+run "store_is_one" {
+  command = plan
+  variables {
+    store_uri = "runs"
+  }
+  expect_failures = [var.store_uri]
+}
+
 run "compute_cluster_is_no_cluster_network" {
   command = plan
   variables {
