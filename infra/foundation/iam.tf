@@ -23,11 +23,12 @@ locals {
   ours  = "target.bucket.name = '${local.bucket}'"
   # Object names as patterns: what jobs write, and what instances tell of themselves.
   written = "any {target.object.name = '${var.prefix}/*', target.object.name = 'launches/*'}"
+  changes = "any {request.permission = 'OBJECT_CREATE', request.permission = 'OBJECT_OVERWRITE', request.permission = 'OBJECT_DELETE'}"
 
   run_statements = [
     "Allow ${local.who} to read buckets in ${local.where} where ${local.ours}",
     "Allow ${local.who} to read objects in ${local.where} where ${local.ours}",
-    "Allow ${local.who} to manage objects in ${local.where} where all {${local.ours}, ${local.written}, any {request.permission = 'OBJECT_CREATE', request.permission = 'OBJECT_OVERWRITE', request.permission = 'OBJECT_DELETE'}}",
+    "Allow ${local.who} to manage objects in ${local.where} where all {${local.ours}, ${local.written}, ${local.changes}}",
     "Allow ${local.who} to read repos in ${local.where} where target.repo.name = '${oci_artifacts_container_repository.this.display_name}'",
     "Allow ${local.who} to use log-content in ${local.where} where target.loggroup.id = '${oci_logging_log_group.this.id}'",
     "Allow ${local.who} to use ons-topics in ${local.where} where request.operation = 'PublishMessage'",

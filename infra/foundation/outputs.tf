@@ -75,6 +75,11 @@ output "rdma_availability_domain" {
   value       = var.rdma_availability_domain
 }
 
+output "managed" {
+  description = "Which of Oracle's schedulers have the rights of a run: data-science, batch, both or none."
+  value       = compact([var.allow_data_science ? "data-science" : "", var.allow_batch ? "batch" : ""])
+}
+
 output "tag_namespace" {
   description = "Name of the defined-tag namespace."
   value       = oci_identity_tag_namespace.this.name

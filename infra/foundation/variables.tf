@@ -200,6 +200,18 @@ variable "rdma_availability_domain" {
   }
 }
 
+variable "allow_data_science" {
+  description = "Whether Data Science job runs of this compartment get the rights of a run: submit --to data-science needs it."
+  type        = bool
+  default     = false
+}
+
+variable "allow_batch" {
+  description = "Whether OCI Batch in this compartment gets the rights of a run: submit --to batch needs it."
+  type        = bool
+  default     = false
+}
+
 variable "tags" {
   description = "Freeform tags on everything that takes them."
   type        = map(string)

@@ -3,7 +3,7 @@
     submit SPEC --to data-science --project OCID     creates the job and starts its run
     submit SPEC --to batch                           prints what `oci batch … create --from-json` takes, in order
 
-Both sign in as a resource principal, so the dynamic group needs `resource.type = 'datasciencejobrun'` or Batch's. The
+Both sign in as a resource principal; infra/foundation gives it rights with allow_data_science or allow_batch. The
 container fetches its spec from the bucket; its manifest then names JOB_RUN_OCID or OCI_BATCH_JOB_ID.
 """
 
@@ -77,7 +77,7 @@ def start(foundation: Foundation, made: Order, project: str | None) -> str:
     if project is None:
         cure = "--project OCID; the console shows it under Data Science, Projects"
         raise UsageError("--project", "a Data Science job belongs to a project", cure)
-    _one_on_demand(made, "data-science")
+    _may_be_sent(foundation, made, "data-science")
     upload_spec(foundation, made)
     (service,) = clients.signed_in(foundation, oci.data_science.DataScienceClient)
     created = clients.ask(service.create_job, job(foundation, made, project), opc_retry_token=f"job-{made.run_id}").data
@@ -90,7 +90,7 @@ def batch(foundation: Foundation, made: Order) -> dict[str, Any]:
     """What to create in OCI Batch, by name and in order, as the service's own JSON. Nothing is sent."""
     from oci.batch import models
 
-    _one_on_demand(made, "batch")
+    _may_be_sent(foundation, made, "batch")
     shape = made.shapes[0]
     known = table()[1].get(shape)
     if known is None:
@@ -154,7 +154,13 @@ def upload_spec(foundation: Foundation, made: Order) -> None:
         open_store(foundation.launches_uri).put(path, f"{made.run_id}/{record.SPEC}")
 
 
-def _one_on_demand(made: Order, way: str) -> None:
+def _may_be_sent(foundation: Foundation, made: Order, way: str) -> None:
+    """UsageError for what the way cannot do, or has no rights for."""
+    if way not in foundation.values.get("managed", [way]):  # a foundation of before says nothing of it
+        cure = (
+            f"set allow_{way.replace('-', '_')} = true in infra/foundation, apply it, and write foundation.json again"
+        )
+        raise UsageError(f"--to {way}", "the foundation gives it no rights", cure)
     resources = made.loaded.spec.resources
     if resources.nodes > 1 or resources.preemptible:
         what = "several nodes and preemptible capacity are not to be had here"
@@ -171,10 +177,15 @@ def _seconds(made: Order) -> int:
 
 
 def _job_log(foundation: Foundation, models: Any) -> Any:
-    group = foundation.values.get("log_group_id")
-    if group is None:
+    group, log = foundation.values.get("log_group_id"), foundation.values.get("log_id")
+    if group is None or log is None:
         return None
-    return models.JobLogConfigurationDetails(enable_logging=True, enable_auto_log_creation=True, log_group_id=group)
+    return models.JobLogConfigurationDetails(
+        enable_logging=True,
+        enable_auto_log_creation=False,  # making logs would take another right
+        log_group_id=group,
+        log_id=log,
+    )
 
 
 def _wire(model: Any) -> Any:

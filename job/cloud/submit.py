@@ -32,7 +32,7 @@ from job.spec.schema import Spec
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")  # infra/run's rule
 IMAGE = re.compile(r"[a-z0-9.-]+\.[a-z]+(/[a-z0-9._-]+)+@sha256:[0-9a-f]{64}")  # infra/run's rule
 # Outputs of the foundation that infra/run does not take
-NOT_FOR_RUN = ("repository", "prefix", "nat", "log_group_id", "rdma_availability_domain")
+NOT_FOR_RUN = ("repository", "prefix", "nat", "log_group_id", "rdma_availability_domain", "managed")
 LONGEST_GRACE = 600  # seconds; infra/run's rule
 SHIPPING = 30  # seconds from the job's last checkpoint to its container's end
 BUNDLED = ("digits",)  # data sets inside the image

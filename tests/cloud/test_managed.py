@@ -99,7 +99,19 @@ def test_batch_logs_where_the_foundation_does(base: Foundation, made: Order) -> 
     logged = Foundation({**base.values, "log_id": "ocid1.log.oc1..a", "log_group_id": "ocid1.loggroup.oc1..a"})
     told = managed.batch(logged, made)["batch-context"]["loggingConfiguration"]
     assert told == {"type": "OCI_LOGGING", "logGroupId": "ocid1.loggroup.oc1..a", "logId": "ocid1.log.oc1..a"}
-    assert managed.job(logged, made, PROJECT).job_log_configuration_details.log_group_id == "ocid1.loggroup.oc1..a"
+    science = managed.job(logged, made, PROJECT).job_log_configuration_details
+    assert (science.log_group_id, science.log_id) == ("ocid1.loggroup.oc1..a", "ocid1.log.oc1..a")
+    assert science.enable_auto_log_creation is False
+
+
+def test_a_scheduler_without_rights_is_not_asked(base: Foundation, made: Order, server: CloudServer) -> None:
+    one = Foundation({**base.values, "managed": ["data-science"]})
+    managed.start(one, made, PROJECT)
+    with pytest.raises(UsageError, match="no rights; set allow_batch = true in infra/foundation"):
+        managed.batch(one, made)
+    with pytest.raises(UsageError, match="no rights; set allow_data_science = true"):
+        managed.start(Foundation({**base.values, "managed": []}), made, PROJECT)
+    assert len(server.tenancy.science) == 2
 
 
 def test_what_the_managed_ways_cannot_do_is_refused(base: Foundation, spec: Any) -> None:
@@ -108,6 +120,9 @@ def test_what_the_managed_ways_cannot_do_is_refused(base: Foundation, spec: Any)
     )
     with pytest.raises(UsageError, match="several nodes and preemptible capacity are not to be had here"):
         managed.start(base, preemptible, PROJECT)
+    several = order(str(spec), ["resources.nodes=2"], base, run_id="digits-1", image=IMAGE)
+    with pytest.raises(UsageError, match="--to batch: several nodes"):
+        managed.batch(base, several)
     unknown = order(str(spec), ["resources.shape=VM.GPU.NEW"], base, run_id="digits-1", image=IMAGE)
     with pytest.raises(UsageError, match=r"VM\.GPU\.NEW is not in the table"):
         managed.batch(base, unknown)

@@ -16,7 +16,7 @@ from tests.infra.conftest import IDS, RUN, Module
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("foundation", "run")
 # outputs for people and submit, no variables of run
-SEAM_ONLY = {"repository", "prefix", "nat", "log_group_id", "rdma_availability_domain"}
+SEAM_ONLY = {"repository", "prefix", "nat", "log_group_id", "rdma_availability_domain", "managed"}
 
 
 def blocks(path: Path, kind: str) -> dict[str, str]:

@@ -9,7 +9,9 @@ from oci_lexer_parser import parse_dynamic_group_matching_rules, parse_policy_st
 
 from tests.infra.conftest import IDS, Module
 
-VARIABLES = [*(f"-var={key}={value}" for key, value in IDS.items()), "-var=region=eu-frankfurt-1"]
+EVERYTHING = {**IDS, "region": "eu-frankfurt-1", "allow_data_science": "true", "allow_batch": "true"}
+VARIABLES = [f"-var={key}={value}" for key, value in EVERYTHING.items()]
+BATCH = {"batchjob", "batchcontextinfrastructure"}  # types of principal, as Oracle documents them
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def statements(resources: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         if name.startswith("oci_identity_policy.")
         for text in values["statements"]
     ]
-    assert len(texts) > 5
+    assert len(texts) > 20
     return parsed(texts)
 
 
@@ -62,8 +64,12 @@ def faults(statement: dict[str, Any]) -> list[str]:
     told = list(clauses(statement.get("conditions")))
     if not told:
         found.append("no condition")
-    if [subject["label"] for subject in statement["subject"]["values"] if "any" in subject["label"]]:
-        found.append("anybody")
+    if statement["subject"]["type"] not in ("dynamic-group", "service"):
+        principal = dict(told)
+        of_ours = principal.get("request.principal.compartment.id") == IDS["compartment_ocid"]
+        always = statement["conditions"] is not None and statement["conditions"].get("mode") == "all"
+        if not (of_ours and always) or principal.get("request.principal.type") not in BATCH:
+            found.append("anybody")
     writes = statement["actions"]["values"] == ["manage"]
     if writes and not any(name.startswith(("target.bucket.name", "request.operation")) for name, _ in told):
         found.append("manages without naming bucket or operation")
@@ -77,6 +83,15 @@ def test_no_statement_grants_more_than_it_must(statements: list[dict[str, Any]])
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
+        (
+            "Allow any-user to read objects in compartment id ocid1.compartment.oc1..c where target.bucket.name = 'b'",
+            "anybody",
+        ),
+        (
+            "Allow any-user to read objects in compartment id ocid1.compartment.oc1..c"
+            " where all {request.principal.type = 'batchjob', target.bucket.name = 'b'}",
+            "anybody",
+        ),
         ("Allow dynamic-group d to manage all-resources in compartment id ocid1.compartment.oc1..c", "all resources"),
         ("Allow dynamic-group d to read objects in tenancy where target.bucket.name = 'b'", "not one compartment"),
         ("Allow dynamic-group d to use ons-topics in compartment id ocid1.compartment.oc1..c", "no condition"),
@@ -91,8 +106,22 @@ def test_the_rules_know_a_bad_statement(text: str, fault: str) -> None:
     assert fault in faults(parsed([text])[0])
 
 
-def by_resource(statements: list[dict[str, Any]], resource: str) -> list[list[tuple[str, str]]]:
-    return [list(clauses(each["conditions"])) for each in statements if each["resources"]["values"] == [resource]]
+def of(statements: list[dict[str, Any]], who: str) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Verb, resource and comparisons of what this group, service or type of principal is allowed."""
+    found = []
+    for each in statements:
+        told = list(clauses(each["conditions"]))
+        names = [subject["label"] for subject in each["subject"]["values"]]
+        if who in names or ("request.principal.type", who) in told:
+            asked = [(name, value) for name, value in told if not name.startswith("request.principal.")]
+            found.append((each["actions"]["values"][0], each["resources"]["values"][0], asked))
+    return found
+
+
+def by_resource(
+    statements: list[dict[str, Any]], resource: str, who: str = "gpu-job-runs"
+) -> list[list[tuple[str, str]]]:
+    return [told for _, kind, told in of(statements, who) if kind == resource]
 
 
 def test_only_instances_of_runs_can_be_terminated(statements: list[dict[str, Any]]) -> None:
@@ -117,6 +146,46 @@ def test_one_repository_and_one_log_group(
     assert by_resource(statements, "repos") == [[("target.repo.name", "gpu-job")]]
     group = resources["oci_logging_log_group.this"]["id"]
     assert by_resource(statements, "log-content") == [[("target.loggroup.id", group)]]
+
+
+DATA = ("buckets", "objects", "log-content")  # what a job needs; pulling is the scheduler's
+
+
+@pytest.mark.parametrize(
+    ("who", "resources_of_it"),
+    [
+        ("gpu-job-data-science", {*DATA, "repos"}),
+        ("batchjob", {*DATA}),
+        ("batchcontextinfrastructure", {"repos", "log-content"}),
+    ],
+)
+def test_a_scheduler_may_do_what_an_instance_may_and_no_more(
+    statements: list[dict[str, Any]], who: str, resources_of_it: set[str]
+) -> None:
+    allowed = of(statements, who)
+    assert {resource for _, resource, _ in allowed} == resources_of_it
+    assert [right for right in allowed if right not in of(statements, "gpu-job-runs")] == []
+
+
+def test_data_science_itself_may_attach_to_the_network_and_change_nothing_of_it(
+    statements: list[dict[str, Any]],
+) -> None:
+    ((verb, resource, told),) = of(statements, "datascience")
+    assert (verb, resource) == ("use", "virtual-network-family")
+    assert {name for name, _ in told} == {"request.permission"}
+    assert {permission.partition("_")[0] for _, permission in told} == {"VCN", "SUBNET", "VNIC"}
+    assert not [permission for _, permission in told if permission.endswith(("UPDATE", "MANAGE"))]
+
+
+def test_the_job_runs_of_data_science_are_those_of_the_compartment(resources: dict[str, dict[str, Any]]) -> None:
+    rule = resources["oci_identity_dynamic_group.data_science[0]"]["matching_rule"]
+    answer = parse_dynamic_group_matching_rules(rule, error_mode="raise")
+    assert isinstance(answer, dict)
+    expression = answer["rules"][0]["expr"]
+    assert expression["mode"] == "all"
+    assert list(clauses(expression)) == [
+        ("resource.type", "datasciencejobrun"), ("resource.compartment.id", IDS["compartment_ocid"])
+    ]  # fmt: skip
 
 
 def test_the_group_is_the_runs_by_compartment_and_tag(resources: dict[str, dict[str, Any]]) -> None:

@@ -151,6 +151,36 @@ run "rdma_cluster_is_a_choice" {
   }
 }
 
+run "oracles_schedulers_have_no_rights_unless_asked" {
+  command = plan
+  assert {
+    condition     = length(oci_identity_policy.data_science) == 0 && length(oci_identity_policy.batch) == 0 && length(oci_identity_dynamic_group.data_science) == 0 && length(output.managed) == 0
+    error_message = "Rights are wider than anybody asked for."
+  }
+}
+
+run "each_scheduler_is_a_choice_of_its_own" {
+  command = plan
+  variables {
+    allow_batch = true
+  }
+  assert {
+    condition     = length(oci_identity_policy.batch) == 1 && length(oci_identity_policy.data_science) == 0 && output.managed == tolist(["batch"])
+    error_message = "Batch brings rights for Data Science, or none of its own."
+  }
+}
+
+run "nodes_are_let_in_by_nodes_only" {
+  command = apply
+  assert {
+    condition = alltrue([for direction, rule in oci_core_network_security_group_security_rule.between_nodes : (
+      coalesce(rule.source, rule.destination) == oci_core_network_security_group.nodes.id && rule.protocol == "6" &&
+      rule.tcp_options[0].destination_port_range[0].min == 29400 && rule.tcp_options[0].destination_port_range[0].max == 60999
+    )])
+    error_message = "Something else than a node reaches nodes, or nodes do not reach each other."
+  }
+}
+
 run "toolkit_is_pinned" {
   command = apply
   variables {
