@@ -88,6 +88,10 @@ def parser() -> argparse.ArgumentParser:
     verb.set_defaults(verb=plan)
     verb = verbs.add_parser("tune", parents=[spec, shown, common], help="measure loader settings on this machine")
     verb.set_defaults(verb=tune)
+    verb = verbs.add_parser("shard", parents=[spec, common], help="make shards of the data, to stream from a bucket")
+    verb.add_argument("destination", metavar="DEST", help="a folder, or oci://BUCKET@NAMESPACE/PREFIX")
+    verb.add_argument("--size", metavar="SIZE", default="64MiB", help="of a shard, at most; default: 64MiB")
+    verb.set_defaults(verb=shard)
     _add_verbs_on_runs(verbs, saved, shown, common)
     verb = verbs.add_parser(
         "verify-resume", parents=[spec, shown, common], help="is a run that was interrupted what it would have been?"
@@ -235,6 +239,20 @@ def tune(options: argparse.Namespace) -> int:
     made = planning.plan(load(options.spec, options.set), fetch=True, remeasure=True)
     with console.make(options.log_format) as screen:
         screen.show(planning.tuned(made))
+    return 0
+
+
+def shard(options: argparse.Namespace) -> int:
+    from job.data import shards_write
+    from job.spec.load import load
+    from job.spec.schema import parse_size
+
+    try:
+        size = int(parse_size(options.size))
+    except ValueError as error:
+        raise UsageError("--size", options.size, f"give {error}") from None
+    for line in shards_write.write(load(options.spec, options.set).spec.dataset, options.destination, size):
+        print(line)
     return 0
 
 

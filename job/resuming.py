@@ -17,6 +17,8 @@ HARMLESS = (
     "dataset.root",
     "dataset.mirror",
     "dataset.sha256",
+    "dataset.uri",
+    "dataset.cache",
     "loader.num_workers",
     "loader.pin_memory",
     "loader.prefetch_factor",

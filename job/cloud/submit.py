@@ -270,8 +270,13 @@ def _check_shapes(spec: Spec, force: bool) -> None:
 def _check_data(spec: Spec, foundation: Foundation) -> None:
     """An instance has neither this machine's folders nor, without NAT, the internet."""
     data = spec.dataset
-    if data.name in BUNDLED or (data.mirror or "").startswith("oci://"):
+    if data.name in BUNDLED or (data.uri or data.mirror or "").startswith("oci://"):
         return
+    if data.name == "shards":
+        cure = "copy the whole folder into the bucket, index.json last, and set dataset.uri to that place"
+        raise UsageError(
+            "dataset.uri", "an instance cannot have these shards: this machine's folders are not there", cure
+        )
     if data.name == "image_folder" or not foundation.values.get("nat"):
         cure = f"put the archive into the bucket and set dataset.mirror: oci://{foundation.values['bucket']}@"
         cure += f"{foundation.values['namespace']}/data/ARCHIVE"

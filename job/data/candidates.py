@@ -13,6 +13,7 @@ from job.data.dataset import Split
 from job.data.decode import Encoded
 from job.data.images import foundation
 from job.data.loader import Settings
+from job.data.shards import streamed
 from job.device import Device, available_memory, cpu_count
 from job.spec.schema import Loader
 
@@ -66,6 +67,8 @@ def resident_refusal(split: Split, spec: Loader, device: Device) -> str:
     """Why the data set cannot be kept on the device, or nothing."""
     if isinstance(foundation(split.images)[0], Encoded):
         return "there is not the memory or disk to keep it decoded"
+    if streamed(split.images) and spec.resident is not True:
+        return "it is streamed; loader.resident: true keeps it in memory all the same"
     mapped = device.kind == "cpu"  # its pages may be dropped and read again: only what is asked for binds
     if spec.resident_budget == "auto":
         budget = device.free_memory() if mapped else device.free_memory() // 2

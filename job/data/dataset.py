@@ -1,7 +1,7 @@
 """From the spec's dataset section to arrays: found or fetched, checked, divided, measured.
 
 Bytes come from dataset.root (or $JOB_DATA_ROOT) if it holds them, else from dataset.mirror, else from torchvision's
-download.
+download. Shards stay where dataset.uri says and are read as they are needed.
 """
 
 import hashlib
@@ -16,8 +16,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from job.data import image_folder, official
+from job.data import image_folder, official, shards
 from job.data.images import Images, choose, foundation
+from job.data.shards_index import MAKE
 from job.data.split import stratified
 from job.errors import DataError
 from job.spec.schema import Dataset
@@ -54,7 +55,7 @@ class Splits:
 class Source:
     """Where the bytes are, or would come from."""
 
-    kind: Literal["root", "mirror", "download", "bundled"]
+    kind: Literal["root", "mirror", "download", "bundled", "stream"]
     where: str
 
 
@@ -69,6 +70,7 @@ class _Raw:
     notices: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     table: NDArray[np.void] | None = None  # of own images: what decoding found out about each, see image_folder.row
+    sharded: shards.Found | None = None
 
 
 def locate(spec: Dataset) -> Source:
@@ -76,6 +78,8 @@ def locate(spec: Dataset) -> Source:
     root = root_of(spec)
     if spec.name == "digits":
         return Source("bundled", "bundled")
+    if spec.name == "shards":
+        return _locate_shards(spec.uri or "")
     if image_folder.holds(root) if spec.name == "image_folder" else official.holds(spec.name, root):
         return Source("root", f"from {root}")
     if spec.mirror is not None:
@@ -85,6 +89,13 @@ def locate(spec: Dataset) -> Source:
         cure = "set dataset.root to the folder that holds one folder a class, or name a dataset.mirror"
         raise DataError(str(root), what, cure)
     return Source("download", f"downloaded by torchvision into {root}")
+
+
+def _locate_shards(uri: str) -> Source:
+    here = shards.holds(uri)
+    if here is False:
+        raise DataError(uri, "there is no index.json in it", MAKE)
+    return Source("stream", f"streamed from {uri}") if here is None else Source("root", f"shards in {uri}")
 
 
 def load(spec: Dataset, *, keep: bool = True, poll: Callable[[], None] = lambda: None) -> Splits:
@@ -100,13 +111,12 @@ def load(spec: Dataset, *, keep: bool = True, poll: Callable[[], None] = lambda:
     raw = _read(spec, root, keep, poll)
     raw = _shrink(raw, spec)
     raw = _hold_back(raw, spec)
+    if raw.sharded is not None:
+        return _in_shards(raw, raw.sharded, spec, source)
     with ThreadPoolExecutor(3) as pool:  # each lets go of the interpreter's lock while it goes over the pixels
         leaking, digest = pool.submit(_leaked, raw), pool.submit(_digest, raw)
         mean, std = _normalisation(spec, raw)
-    leaked, notices = leaking.result(), raw.notices
-    if leaked:
-        what = "test image is" if leaked == 1 else "test images are"
-        notices += (f"{leaked} {what} pixel for pixel in the training data: accuracy is overstated; remove them there",)
+    leaked = leaking.result()
     return Splits(
         train=raw.train,
         validation=raw.validation,
@@ -116,10 +126,42 @@ def load(spec: Dataset, *, keep: bool = True, poll: Callable[[], None] = lambda:
         std=std,
         sha256=digest.result(),
         source=source.where,
-        notices=notices,
+        notices=raw.notices + _leakage(leaked),
         skipped=raw.skipped,
         leaked=leaked,
     )
+
+
+def _in_shards(raw: _Raw, found: shards.Found, spec: Dataset, source: Source) -> Splits:
+    """What would take every image was found out when the shards were made."""
+    index, channels, auto = found.index, found.images.shape[3], spec.normalize == "auto"
+    digest = hashlib.sha256(found.sha256.encode())
+    for part in (raw.train, raw.validation, raw.test):
+        if part is not None:
+            digest.update(repr(part.images.shape).encode())
+            places = foundation(part.images)[1]
+            digest.update(b"" if places is None else np.ascontiguousarray(places).data)
+    mean, std = (tuple(index.mean), tuple(index.std)) if auto else _given(spec, channels)
+    return Splits(
+        train=raw.train,
+        validation=raw.validation,
+        test=raw.test,
+        classes=raw.classes,
+        mean=mean,
+        std=std,
+        sha256=digest.hexdigest(),
+        source=source.where,
+        notices=_leakage(index.leaked),
+        skipped=(),
+        leaked=index.leaked,
+    )
+
+
+def _leakage(count: int) -> tuple[str, ...]:
+    if count == 0:
+        return ()
+    what = "test image is" if count == 1 else "test images are"
+    return (f"{count} {what} pixel for pixel in the training data: accuracy is overstated; remove them there",)
 
 
 def root_of(spec: Dataset) -> Path:
@@ -137,6 +179,8 @@ def _read(spec: Dataset, root: Path, keep: bool, poll: Callable[[], None]) -> _R
         return _digits(spec)
     if spec.name == "image_folder":
         return _own(image_folder.read(spec, root, keep=keep, poll=poll), spec)
+    if spec.name == "shards":
+        return _sharded(shards.read(spec))
     (images, labels), (test_images, test_labels), classes = official.read(spec.name, root)
     return _Raw(Split(images, labels), None, Split(test_images, test_labels), classes)
 
@@ -162,6 +206,13 @@ def _own(found: image_folder.Found, spec: Dataset) -> _Raw:
         held = _take(everything, of["validation"]) if len(of["validation"]) else None
         raw = _Raw(_take(everything, of["train"]), held, _take(everything, of["test"]), found.classes)
     return replace(raw, notices=found.notices, skipped=found.skipped, table=found.table)
+
+
+def _sharded(found: shards.Found) -> _Raw:
+    everything = Split(found.images, found.labels)
+    held = _take(everything, found.validation) if len(found.validation) else None
+    train, test = _take(everything, found.train), _take(everything, found.test)
+    return _Raw(train, held, test, tuple(found.index.classes), sharded=found)
 
 
 def _divide(everything: Split, spec: Dataset, classes: tuple[str, ...], good: NDArray[np.int64]) -> _Raw:
@@ -204,14 +255,20 @@ def _shrink(raw: _Raw, spec: Dataset) -> _Raw:
 
 
 def _part(split: Split, fraction: float, spec: Dataset) -> Split:
-    return _take(split, stratified(split.labels, round(fraction * len(split.labels)), spec.split.seed)[0])
+    """Of shards, which lie in a random order, the first: the others need not be brought."""
+    seed = None if spec.name == "shards" else spec.split.seed
+    return _take(split, stratified(split.labels, round(fraction * len(split.labels)), seed)[0])
 
 
 def _hold_back(raw: _Raw, spec: Dataset) -> _Raw:
     """dataset.validation: a part of the training images, where the folders do not give one."""
     if spec.validation == 0 or raw.validation is not None:
         return raw
-    held, rest = stratified(raw.train.labels, round(spec.validation * len(raw.train.labels)), spec.split.seed + 1)
+    labels, count = raw.train.labels, round(spec.validation * len(raw.train.labels))
+    if raw.sharded is None:
+        held, rest = stratified(labels, count, spec.split.seed + 1)
+    else:  # the last of each class, so that training and validation share few shards
+        rest, held = stratified(labels, len(labels) - count, None)
     left = np.bincount(raw.train.labels[rest], minlength=len(raw.classes))
     if len(held) == 0 or left.min() == 0:
         name = raw.classes[int(left.argmin())]
@@ -263,7 +320,7 @@ def _normalisation(spec: Dataset, raw: _Raw) -> tuple[tuple[float, ...], tuple[f
     images = raw.train.images
     channels = images.shape[3]
     if spec.normalize != "auto":
-        return _by_channel(spec.normalize.mean, "mean", channels), _by_channel(spec.normalize.std, "std", channels)
+        return _given(spec, channels)
     if raw.table is not None:
         rows = _rows(images, raw.table)
         count, total, squares = rows["counted"].sum(), rows["total"].sum(0), rows["squares"].sum(0)
@@ -284,6 +341,11 @@ def _sums(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         total += pixels.sum(0).sum((0, 1), dtype=np.float64)
         squares += np.square(pixels, out=pixels).sum(0).sum((0, 1), dtype=np.float64)
     return total, squares
+
+
+def _given(spec: Dataset, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    assert spec.normalize != "auto"
+    return _by_channel(spec.normalize.mean, "mean", channels), _by_channel(spec.normalize.std, "std", channels)
 
 
 def _by_channel(value: float | Sequence[float], key: str, channels: int) -> tuple[float, ...]:

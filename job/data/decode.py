@@ -134,21 +134,7 @@ class Encoded:
 
     def __getitem__(self, place: Any, /) -> NDArray[np.uint8]:
         places = np.arange(len(self.files))[place]
-        if places.ndim == 0:
-            return self._read(int(places))
-        images = np.empty((len(places), *self.form.shape), np.uint8)
-
-        def fill(into: int) -> None:
-            images[into] = self._read(int(places[into]))
-
-        threads = _threads()
-        if threads == 1 or len(places) == 1:
-            for into in range(len(places)):
-                fill(into)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(fill, range(len(places))))
-        return images
+        return self._read(int(places)) if places.ndim == 0 else together(self._read, places, self.form)
 
     def _read(self, place: int) -> NDArray[np.uint8]:
         path = Path(self.files[place])
@@ -158,6 +144,23 @@ class Encoded:
         except Exception as error:
             cure = "it was whole when this data set was first read: put it back, or leave it out"
             raise DataError(str(path), problem_of(error), cure) from error
+
+
+def together(read: Callable[[int], NDArray[np.uint8]], places: NDArray[np.int64], form: Form) -> NDArray[np.uint8]:
+    """What `read` gives for each place, by all CPUs, in a worker process by its own."""
+    images = np.empty((len(places), *form.shape), np.uint8)
+
+    def fill(into: int) -> None:
+        images[into] = read(int(places[into]))
+
+    threads = _threads()
+    if threads == 1 or len(places) <= 1:
+        for into in range(len(places)):
+            fill(into)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, range(len(places))))
+    return images
 
 
 def _threads() -> int:

@@ -96,6 +96,11 @@ def read(spec: Dataset, root: Path, *, keep: bool, poll: Callable[[], None]) -> 
     return Found(images, table, labels, parts, good, classes, tuple(notices), skipped)
 
 
+def paths(root: Path) -> list[Path]:
+    """Of the images below `root`, in the order in which `read` has them."""
+    return [root / file.name for file in _listed(root)[0]]
+
+
 def read_image(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
     """One image as (size, size, channels), as training saw its own. DataError if it cannot be."""
     if not path.is_file():

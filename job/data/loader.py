@@ -22,6 +22,7 @@ from job.data.augment import augment, draw
 from job.data.dataset import Split
 from job.data.draws import stream
 from job.data.images import foundation
+from job.data.shards import Ahead, Shards, ahead
 from job.device import Device
 from job.errors import JobError
 from job.spec.schema import Augment
@@ -113,6 +114,8 @@ class TrainingBatches:
         self.augment, self.seed, self.count = augment, seed, len(split.labels)
         self.rank, self.ranks = rank, ranks
         self.shape = split.images.shape[1], split.images.shape[2]
+        self.images = split.images
+        self.coming: Ahead | None = None
         self.clock = Clock(device)
         self.resident: _Resident | None = None
         if settings.resident:
@@ -146,12 +149,17 @@ class TrainingBatches:
 
     def close(self) -> None:
         """Ends the worker processes now, not when the garbage collector comes by."""
+        if self.coming is not None:
+            self.coming.close()
         if self.resident is None and (running := self.workers._iterator) is not None and self.settings.num_workers:
             running._shutdown_workers()  # type: ignore[attr-defined]
             self.workers._iterator = None
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """The permutation of the training images in this epoch."""
+        """The permutation of the training images in this epoch; one that needs few shards at a time."""
+        base, places = foundation(self.images)
+        if isinstance(base, Shards):
+            return base.order(np.arange(self.count) if places is None else places, self.seed, epoch)
         return np.random.default_rng(stream(self.seed, epoch)).permutation(self.count)
 
     def _share(self, step: int) -> slice:
@@ -165,7 +173,13 @@ class TrainingBatches:
         self.sampler.batches = [order[part].tolist() for part in parts]
         with _quiet():
             brought = iter(self.workers)
-        return self.device.ahead(_whole_batches(brought), lambda: self.clock("copy"))
+        batches = self.device.ahead(_whole_batches(brought), lambda: self.clock("copy"))
+        begin = parts[0].start if parts else 0
+        with ahead(self.images, order[begin:]) as self.coming:  # its threads begin when the workers have been forked
+            for part, batch in zip(parts, batches, strict=True):
+                if self.coming is not None:
+                    self.coming.reached(part.stop - begin)
+                yield batch
 
 
 _LATEST: "list[tuple[Split, str, _Resident]]" = []  # one at most
@@ -208,9 +222,12 @@ class _Resident:
 
 def in_order(split: Split, device: Device, pixels: Pixels, batch_size: int = EVALUATION_BATCH) -> Iterator[Batch]:
     """The whole split once, unchanged and in its own order, as evaluation needs it."""
-    for start in range(0, len(split.labels), batch_size):
-        part = slice(start, start + batch_size)
-        yield Batch(pixels(device.tensor(split.images[part])), device.tensor(split.labels[part]))
+    with ahead(split.images, np.arange(len(split.labels))) as coming:
+        for start in range(0, len(split.labels), batch_size):
+            part = slice(start, start + batch_size)
+            if coming is not None:
+                coming.reached(part.stop)
+            yield Batch(pixels(device.tensor(split.images[part])), device.tensor(split.labels[part]))
 
 
 class _Sampler:

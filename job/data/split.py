@@ -6,17 +6,18 @@ from numpy.typing import NDArray
 Indices = NDArray[np.int64]
 
 
-def stratified(labels: NDArray[np.int64], count: int, seed: int) -> tuple[Indices, Indices]:
+def stratified(labels: NDArray[np.int64], count: int, seed: int | None) -> tuple[Indices, Indices]:
     """`count` of the N places, each class in proportion (within one), and the rest; both sorted, together all.
 
-    Within a class the choice follows from (seed, class, size of the class) alone.
+    Within a class the choice follows from (seed, class, size of the class) alone; without a seed the first are taken.
     """
     assert 0 <= count <= len(labels)
     taken = []
     for label, quota in shares(np.bincount(labels), count).items():
         members = np.flatnonzero(labels == label)
-        order = np.random.Generator(np.random.PCG64([seed, label])).permutation(len(members))
-        taken.append(members[order[:quota]])
+        if seed is not None:
+            members = members[np.random.Generator(np.random.PCG64([seed, label])).permutation(len(members))]
+        taken.append(members[:quota])
     chosen = np.sort(np.concatenate([np.empty(0, np.int64), *taken]))
     return chosen, np.setdiff1d(np.arange(len(labels)), chosen, assume_unique=True)
 

@@ -6,7 +6,7 @@ torchvision is imported only for its own networks. Nothing is ever downloaded.
 import difflib
 import importlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,10 @@ def build(model: Model, shape: tuple[int, int, int], classes: int) -> nn.Module:
     return module
 
 
-def initialise(module: nn.Module, images: Tensor) -> None:
-    """For networks whose first weights come from the training images; the others stay as they are."""
+def initialise(module: nn.Module, images: Callable[[], Tensor]) -> None:
+    """For networks whose first weights come from the training images; for the others none are asked for."""
     if hasattr(module, "initialise_from_data"):
-        module.initialise_from_data(images)  # type: ignore[operator]  # nn.Module's attributes have no types
+        module.initialise_from_data(images())  # type: ignore[operator]  # nn.Module's attributes have no types
 
 
 def load_weights(module: nn.Module, weights: str) -> None:

@@ -163,8 +163,12 @@ class Normalize(Section):
 class Dataset(Section):
     """What is learned from."""
 
-    name: Literal["cifar10", "cifar100", "fashion_mnist", "mnist", "digits", "image_folder"]
-    """The data set; image_folder is your own images, one folder a class."""
+    name: Literal["cifar10", "cifar100", "fashion_mnist", "mnist", "digits", "image_folder", "shards"]
+    """The data set; image_folder is your own images, one folder a class; shards is what the verb `shard` has made."""
+    uri: Annotated[str, Field(min_length=1)] | None = None
+    """Where the shards are: a folder, or oci://BUCKET@NAMESPACE/PREFIX, from which they are streamed."""
+    shuffle_window: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Shards whose images are mixed at a time; more mix better and take more of cache_limit."""
     root: str | None = None
     """Folder that holds the data, or receives the download; default $JOB_DATA_ROOT, else data."""
     mirror: str | None = None
@@ -186,9 +190,9 @@ class Dataset(Section):
     normalize: Normalize | Auto = "auto"
     """Mean and standard deviation taken from the pixels; auto measures the training split."""
     cache: Literal["auto", False] | Annotated[str, Field(min_length=1)] = "auto"
-    """Folder for one decoded copy of own images, for the next start; auto is $JOB_CACHE_DIR or ~/.cache/gpu-job."""
+    """Folder for a decoded copy of own images or for streamed shards; auto is $JOB_CACHE_DIR or ~/.cache/gpu-job."""
     cache_limit: Size | Auto = "auto"
-    """Most disk that all copies together may take; auto is half of what is free."""
+    """Most disk that all copies together may take, and all shards together; auto is half of what is free."""
 
 
 class Loader(Section):
@@ -473,6 +477,24 @@ def contradictions(spec: Spec) -> list[tuple[str, str, str]]:
             "schedule.warmup_epochs",
             f"the warm-up ({spec.schedule.warmup_epochs:g}) does not end before the training ({train.epochs})",
             "use fewer warm-up epochs or more train.epochs",
+        ),
+        (
+            data.name == "shards" and data.uri is None,
+            "dataset.uri",
+            "nothing says where the shards are",
+            "set dataset.uri to a folder or oci://BUCKET@NAMESPACE/PREFIX",
+        ),
+        (
+            data.name != "shards" and data.uri is not None,
+            "dataset.uri",
+            f"it says where shards are, and dataset.name is {data.name}",
+            "set dataset.name: shards or remove it",
+        ),
+        (
+            data.name == "shards" and data.cache is False and "://" in (data.uri or ""),
+            "dataset.cache",
+            "what is streamed from dataset.uri needs a folder for the shards in use",
+            "remove it or name a folder",
         ),
         (
             data.sha256 is not None and data.mirror is None,

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from job.data.dataset import Split
+from job.data.images import choose
 from job.data.loader import Pixels, in_order
 from job.device import Device
 from job.results.metrics import Predictions
@@ -32,7 +33,9 @@ def predict(
     module.eval()
     found: list[torch.Tensor] = []
     part = ranks.share(len(split.labels))
-    mine = split if ranks.count == 1 else Split(split.images[part], split.labels[part])
+    mine = split
+    if ranks.count > 1:  # chosen, not read: what is streamed would have to fit into memory
+        mine = Split(choose(split.images, np.arange(part.start, part.stop)), split.labels[part])
     with torch.inference_mode(), device.autocast():
         for batch in in_order(mine, device, pixels):
             if poll is not None:

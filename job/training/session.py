@@ -11,6 +11,7 @@ from torch import Tensor
 from job.data.dataset import Split, Splits
 from job.data.images import choose
 from job.data.loader import Settings, TrainingBatches
+from job.data.shards import streamed
 from job.device import cpu_count
 from job.errors import UsageError
 from job.events import EpochEnded, RunningLoss
@@ -304,5 +305,7 @@ def overfitting(train: Metrics, test: Metrics) -> str | None:
 def _sample(split: Split, count: int, seed: int) -> Split:
     if len(split.labels) <= count:
         return split
+    if streamed(split.images):  # they lie in a random order, and any other choice would bring nearly every shard
+        return Split(choose(split.images, np.arange(count)), split.labels[:count])
     chosen = np.sort(np.random.default_rng(seed).choice(len(split.labels), count, replace=False))
     return Split(choose(split.images, chosen), split.labels[chosen])

@@ -47,7 +47,7 @@ def prepare(spec: Spec, splits: Splits, settled: Device | None = None) -> Prepar
         device = settled.on_threads(settled.threads)
     pixels = Pixels.on(device, splits.mean, splits.std)
     if spec.model.weights is None:
-        initialise(module, pixels(device.tensor(splits.train.images[:WHITENING_IMAGES])).cpu())
+        initialise(module, lambda: pixels(device.tensor(splits.train.images[:WHITENING_IMAGES])).cpu())
     return Prepared(device.place(module), device, pixels, model_facts(module, shape))
 
 

@@ -41,7 +41,7 @@ def refusal(module: nn.Module, weights: str) -> JobError:
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 64, 48)])
 def test_every_network_takes_a_step(name: str, shape: tuple[int, int, int]) -> None:
     module = build(Model(name=name), shape, 7)
-    initialise(module, torch.randn(8, *shape))
+    initialise(module, lambda: torch.randn(8, *shape))
     logits = module(torch.randn(4, *shape))
     assert logits.shape == (4, 7)
     nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3])).backward()  # type: ignore[no-untyped-call]
