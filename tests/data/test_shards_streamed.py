@@ -17,6 +17,7 @@ from job.data.dataset import Splits, load, locate
 from job.data.images import foundation
 from job.data.loader import Pixels, Settings, TrainingBatches, in_order
 from job.data.shards import Shards
+from job.data.shards_index import Shard
 from job.device import Device
 from job.errors import DataError
 from job.spec.schema import Augment, Dataset
@@ -131,7 +132,7 @@ def test_the_oldest_go_first_and_the_limit_holds(
     files = files_of(streamed)
     keep = files._download
 
-    def watched(shard: shards_cache.Shard, path: Path, stop: object) -> None:
+    def watched(shard: Shard, path: Path, stop: object) -> None:
         keep(shard, path, shards_cache.NEVER)
         folder = tmp_path / "cache/shards"
         held = [one.stat().st_size for one in folder.glob("*/*") if one.suffix in (".tar", ".new")]
