@@ -1,7 +1,6 @@
 """Shards in a bucket, through the real SDK and the protocol server: faults, a small cache, two processes."""
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -299,43 +298,9 @@ def run(path: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
-def losses(folder: Path) -> list[dict[str, float]]:
-    return [
-        line for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "loss"
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_run_resumes_mid_epoch_bit_for_bit(digits: Path, workers: str) -> None:
     done = run(digits, "verify-resume", "--whole", "--seed", "1", "--set", f"loader.num_workers={workers}")
     assert done.returncode == 0, done.stderr
     assert "Equal, bit for bit" in done.stdout
-
-
-@pytest.mark.slow
-def test_two_processes_see_what_one_sees(digits: Path, tmp_path: Path) -> None:
-    """The same batches, shared; a run of one goes on as two, with the position in the stream it would have had."""
-    where = ("--set", f"store.uri={tmp_path}", "--set", "augment.flip=true")
-    for run_id, processes in (("one", "1"), ("two", "2")):
-        done = run(digits, "run", "--run-id", run_id, *where, "--set", f"resources.processes={processes}")
-        assert done.returncode == 0, done.stderr
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(one) == len(two) == 54
-    assert abs(one[0]["loss"] - two[0]["loss"]) < 0.2  # batch norm looks at each process's share
-    stopped = run(digits, "run", "--run-id", "mixed", *where, "--stop-after", "20", "--set", "resources.processes=1")
-    assert stopped.returncode == 75, stopped.stderr
-    done = run(digits, "run", "--run-id", "mixed", *where, "--set", "resources.processes=2")
-    assert done.returncode == 0, done.stderr
-    chains = [seen(tmp_path / name) for name in ("one", "two", "mixed")]
-    assert chains[0] == chains[1] == chains[2]
-
-
-def seen(folder: Path) -> str:
-    """The chain of hashes over all sample indices."""
-    from job.training import checkpoint
-
-    newest = json.loads((folder / "checkpoints/latest.json").read_text())["files"][0]["file"]
-    state = checkpoint.read(folder / "checkpoints" / newest)
-    assert state["epoch"] == 2
-    return str(state["seen"])
