@@ -163,7 +163,8 @@ class Outbox:
         local = read_pointer(self.root / POINTER)
         named = {f"checkpoints/{entry['file']}" for entry in local}
         with self.lock:
-            names = {name for name in self.journal.waiting if name in named or not is_checkpoint(name)}
+            known = set(self.journal.waiting) | (self.snapshots.there - set(self.journal.stored))
+            names = {name for name in known if name in named or not is_checkpoint(name)}
             names -= {POINTER}
             names |= {POINTER} if self._pointer_due(local) is not None else set()
         return names - set(but)

@@ -29,6 +29,7 @@ class Snapshots:
         self.files.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(root / OUTBOX)
         self.lock = threading.RLock()
+        self.scanning = threading.Lock()  # one at a time: what an older list lacks may have come since
         self.seen: dict[str, tuple[int, int, int]] = {}
         self.there: set[str] = set()  # names in the folder, as of the last scan
         self.busy: set[str] = set()  # snapshots that are being sent
@@ -36,6 +37,10 @@ class Snapshots:
 
     def scan(self, apart: tuple[str, ...]) -> None:
         """Takes in what changed in the folder, but for `apart`, which has its own thread."""
+        with self.scanning:
+            self._scan(apart)
+
+    def _scan(self, apart: tuple[str, ...]) -> None:
         named = {f"checkpoints/{entry['file']}" for entry in read_pointer(self.root / POINTER)}
         names = set()
         for path in self.root.rglob("*"):
@@ -48,7 +53,9 @@ class Snapshots:
         with self.lock:
             self.there = names
             for name in set(self.journal.waiting) - names:
-                self.drop(name)
+                if is_checkpoint(name) or not (self.root / name).exists():  # it may have come since they were listed
+                    self.drop(name)
+                    self.seen.pop(name, None)
 
     def look(self, name: str) -> None:
         """One file: a snapshot and a line in the journal if the store does not hold these bytes."""

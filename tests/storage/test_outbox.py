@@ -314,6 +314,48 @@ def test_what_is_being_sent_stays_until_it_is_sent(run: Run) -> None:
     assert not snapshot.exists()
 
 
+def test_what_comes_while_the_folder_is_listed_is_not_lost(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One lane has listed the folder; another takes in a file that came since, before the first is through."""
+    run.connect()
+    late, look = "report.json", run.outbox.snapshots.look
+
+    def look_beside(name: str) -> None:
+        if not (run.folder.root / late).exists():
+            write_file(run.folder.root / late, b"written last")
+            look(late)
+        look(name)
+
+    monkeypatch.setattr(run.outbox.snapshots, "look", look_beside)
+    run.outbox.scan()
+    assert late in run.outbox.unsent()
+    run.finish()
+    run.drain()
+    assert contents(run.store.root) == contents(run.folder.root)
+
+
+def test_a_file_that_was_away_goes_up_when_it_is_back(run: Run) -> None:
+    """As it was, to the nanosecond."""
+    run.connect()
+    path, aside = run.folder.root / "report.json", run.folder.root.parent / "aside"
+    write_file(path, b"content")
+    run.outbox.scan()
+    path.rename(aside)
+    run.outbox.scan()
+    assert "report.json" not in run.outbox.unsent()
+    aside.rename(path)
+    assert "report.json" in run.outbox.unsent()
+    run.drain()
+    assert (run.store.root / "report.json").read_bytes() == b"content"
+
+
+def test_nothing_in_the_folder_counts_as_stored_until_it_was(run: Run) -> None:
+    """Also what the journal does not speak of, for whatever reason."""
+    run.connect()
+    run.outbox.scan()
+    run.outbox.snapshots.drop("spec.yaml")
+    assert "spec.yaml" in run.outbox.unsent()
+
+
 def test_a_checkpoint_in_the_outbox_outlives_its_retention(run: Run) -> None:
     """The file is held by a link, and takes no second place on the disk."""
     path = run.save()
