@@ -68,6 +68,21 @@ def test_no_capacity_comes_through_as_such_and_leaves_nothing(
         assert len(terraform.apply(real, 2, variables(base, made), lock, print)[0]) == 1
 
 
+def test_several_nodes_are_one_try_and_leave_together(real: Workdir, base: Foundation, made: Order) -> None:
+    asked = variables(base, made, nodes=2, fault_domain=None)
+    with terraform.locked(real, 1) as lock:
+        _, cause = terraform.apply(real, 1, asked, lock, print)
+        assert cause is not None
+        assert (cause.kind, cause.reach) == ("refused", "all")
+        assert "the nodes cannot reach each other" in cause.said
+        group = "ocid1.networksecuritygroup.oc1..nodes"
+        ids, cause = terraform.apply(real, 1, {**asked, "nodes_nsg_id": group}, lock, print)
+        assert cause is None
+        assert len(set(ids)) == 2
+        assert terraform.destroy(real, 1, lock)
+    assert terraform.identifiers(real, 1) == []
+
+
 def test_a_rule_of_infra_run_is_refused_with_its_reason(real: Workdir, base: Foundation, made: Order) -> None:
     with terraform.locked(real, 1) as lock:
         _, cause = terraform.apply(real, 1, variables(base, made, shape="VM.Standard.E5.Flex"), lock, print)
