@@ -207,7 +207,8 @@ def live(resources: "Resources") -> list[str]:
     """What `plan --live` adds: what the API says of the spec's shapes."""
     from job.cloud import checks
 
-    return checks.offers(_desk(), [one for one in (resources.shape, *resources.fallback) if one is not None])
+    names = [one for one in (resources.shape, *resources.fallback) if one is not None]
+    return checks.offers(_desk(), names, resources.nodes)
 
 
 def _desk() -> "Desk":

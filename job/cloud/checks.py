@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from job.cloud import clients, ending, record, terraform, view
 from job.cloud.clients import CloudError
@@ -29,32 +30,44 @@ def examine(make: Callable[[], Desk]) -> tuple[list[str], bool]:
     return [f"{'ok' if good else '!!'}  {text}" for good, text in found], all(good for good, _ in found)
 
 
-def offers(desk: Desk, shapes: Sequence[str]) -> list[str]:
-    """For each shape and availability domain: whether the tenancy may use it, what is left of its limit, the report."""
+def offers(desk: Desk, shapes: Sequence[str], nodes: int = 1) -> list[str]:
+    """For each shape and availability domain: whether the tenancy may use it and what it is, as the API says; what is
+    left of its limit for so many nodes; the capacity report.
+    """
     among = clients.domains(desk.cloud)
     try:
-        report = clients.capacity_report(desk.cloud, shapes, among)
+        report = clients.capacity_report(desk.cloud, shapes, among, nodes)
     except CloudError as error:
         desk.say(f"no capacity report: {error.what}")
         report = {}
     lines = []
     for domain in among:
-        offered = {one.shape for one in clients.shapes(desk.cloud, domain)}
+        offered = {one.shape: one for one in clients.shapes(desk.cloud, domain)}
         for shape in shapes:
             here = sorted(
                 {status for cell, status in report.items() if (cell.shape, cell.availability_domain) == (shape, domain)}
             )
-            words = ["offered" if shape in offered else "not offered to this tenancy", *_limit(desk, shape, domain)]
+            what = _offered(offered[shape]) if shape in offered else "not offered to this tenancy"
+            words = [what, *_limit(desk, shape, domain, nodes)]
             lines.append(
                 f"{domain}  {shape}: {'; '.join([*words, *(word.lower().replace('_', ' ') for word in here)])}"
             )
-        others = sorted(offered - set(shapes))
+        others = sorted(offered.keys() - set(shapes))
         if others:
             lines.append(f"{domain}  other GPU shapes: {', '.join(others)}")
     return lines
 
 
-def _limit(desk: Desk, shape: str, domain: str) -> Iterator[str]:
+def _offered(one: Any) -> str:
+    """A shape as the API describes it, and where the table of prices, which has a date, describes another."""
+    gpus = f"{one.gpus} × {one.gpu_description or 'GPU'}"
+    known = table()[1].get(one.shape)
+    if known is not None and known.gpus != one.gpus:
+        return f"offered, {gpus}, where the table of {table()[0]} has {known.gpus}: its price may be another"
+    return f"offered, {gpus}" + ("" if known is not None else ", price not known")
+
+
+def _limit(desk: Desk, shape: str, domain: str, nodes: int) -> Iterator[str]:
     known = table()[1].get(shape)
     if known is None or known.quota is None:
         return
@@ -64,7 +77,8 @@ def _limit(desk: Desk, shape: str, domain: str) -> Iterator[str]:
         yield f"{known.quota} not known ({error.kind})"
         return
     if left is not None:
-        enough = "" if left >= known.gpus else f", and it needs {known.gpus}: ask for a higher limit"
+        needed = known.gpus * nodes
+        enough = "" if left >= needed else f", and it needs {needed}: ask for a higher limit"
         yield f"{left} GPUs left of {known.quota}{enough}"
 
 

@@ -188,7 +188,7 @@ def test_plan_live_asks_the_api(
 ) -> None:
     code, out, err = call(capsys, "plan", spec, "--live")
     assert (code, err) == (0, "")
-    assert "PHX-AD-1  VM.GPU.A10.1: offered; 8 GPUs left of gpu-a10-count; available" in out
+    assert "PHX-AD-1  VM.GPU.A10.1: offered, 1 × NVIDIA A10; 8 GPUs left of gpu-a10-count; available" in out
 
 
 def test_doctor_offers_to_end_what_was_left_behind(

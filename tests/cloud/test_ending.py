@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from job.cloud import checks, ending, record, submit, view
+from job.cloud import checks, ending, record, shapes, submit, view
 from job.cloud.ending import ENDING, GRACE
 from job.cloud.foundation import Foundation
 from job.cloud.launch import Desk
@@ -170,9 +170,29 @@ def test_live_tells_what_is_offered_and_left(desk: Desk, server: CloudServer) ->
     server.tenancy.available = 1
     server.tenancy.report = {("VM.GPU.A10.2", "*", "*"): "OUT_OF_HOST_CAPACITY"}
     lines = checks.offers(desk, ["VM.GPU.A10.1", "VM.GPU.A10.2"])
-    assert lines[0] == f"{DOMAINS[0]}  VM.GPU.A10.1: offered; 1 GPUs left of gpu-a10-count; available"
-    assert "offered; 1 GPUs left of gpu-a10-count, and it needs 2: ask for a higher limit; out of host" in lines[1]
+    assert lines[0] == f"{DOMAINS[0]}  VM.GPU.A10.1: offered, 1 × NVIDIA A10; 1 GPUs left of gpu-a10-count; available"
+    assert "; 1 GPUs left of gpu-a10-count, and it needs 2: ask for a higher limit; out of host" in lines[1]
     assert any(f"{DOMAINS[1]}  VM.GPU.A10.2: not offered to this tenancy" in line for line in lines)
+
+
+def test_live_tells_where_the_api_and_the_table_differ(
+    desk: Desk, server: CloudServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = shapes.table()
+    known = dict(before[1])
+    monkeypatch.setattr(checks, "table", lambda: (before[0], known))
+    known["VM.GPU.A10.2"] = replace(known["VM.GPU.A10.2"], gpus=4)
+    del known["VM.GPU.A10.1"]
+    lines = checks.offers(desk, ["VM.GPU.A10.1", "VM.GPU.A10.2"])
+    assert "VM.GPU.A10.1: offered, 1 × NVIDIA A10, price not known; available" in lines[0]
+    assert f"offered, 2 × NVIDIA A10, where the table of {before[0]} has 4: its price may be another" in lines[1]
+
+
+def test_live_counts_the_limit_and_the_room_for_all_nodes(desk: Desk, server: CloudServer) -> None:
+    server.tenancy.available, server.tenancy.room = 2, {DOMAINS[0]: 2}
+    assert checks.offers(desk, ["VM.GPU.A10.1"], 2)[0].endswith("2 GPUs left of gpu-a10-count; available")
+    told = checks.offers(desk, ["VM.GPU.A10.1"], 3)[0]
+    assert told.endswith("2 GPUs left of gpu-a10-count, and it needs 3: ask for a higher limit; out of host capacity")
 
 
 def test_what_is_complete_or_alive_is_not_resubmitted(desk: Desk, tell: Tell, server: CloudServer) -> None:
