@@ -6,6 +6,7 @@ token where the profile has one, else its API key. Tokens renew themselves.
 
 import base64
 import functools
+import http.client
 import json
 import os
 import threading
@@ -25,6 +26,7 @@ import oci.auth.signers
 import oci.base_client
 
 IMDS = "http://169.254.169.254/opc/v2"
+OK = 200
 PROBE_SECONDS = 1.0  # the SDK alone would wait for minutes where there is no metadata service
 RENEW_SECONDS = 600.0  # before a session token ends
 CHASSIS = Path("/sys/class/dmi/id/chassis_asset_tag")  # OracleCloud.com on an instance
@@ -60,23 +62,35 @@ def find(kind: str | None = None) -> Credentials:
             return KINDS[name]()
     if "OCI_RESOURCE_PRINCIPAL_VERSION" in os.environ:
         return _resource_principal()
-    if on_an_instance():
+    status = metadata_status()
+    if status == OK or (_is_busy(status) and not _config_path().is_file()):
         return _instance_principal()
     return _config_file()
 
 
-def on_an_instance() -> bool:
-    """Whether the instance metadata service answers; known within a second or so."""
+def metadata_status() -> int | None:
+    """What the instance metadata service answers, None where nobody does; known within a second or so.
+
+    Other makers' machines have a service at the same address, which answers 4xx.
+    """
     base = os.environ.get("OCI_METADATA_BASE_URL", "").strip()
     if not base and CHASSIS.is_file() and _text(CHASSIS) not in ("", "OracleCloud.com"):
-        return False
+        return None
     request = urllib.request.Request(f"{base or IMDS}/instance/", headers={"Authorization": "Bearer Oracle"})  # noqa: S310
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(request, timeout=PROBE_SECONDS) as answer:
-            return bool(answer.status == 200)  # noqa: PLR2004 - OK
-    except (OSError, ValueError):
-        return False
+            return int(answer.status)
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            return refusal.code
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+
+
+def _is_busy(status: int | None) -> bool:
+    """Something that time may mend."""
+    return status is not None and (status == 429 or status >= 500)  # noqa: PLR2004 - HTTP's
 
 
 def region_override() -> str | None:
@@ -169,9 +183,11 @@ def _instance_principal() -> Credentials:
     where = "instance principal"
     patience = _tight_retries()
     auth = os.environ.get("JOB_OCI_AUTH_ENDPOINT")
-    if not on_an_instance():
+    status = metadata_status()
+    if status != OK and not _is_busy(status):
         cure = "run on an OCI instance whose metadata service this container reaches, or choose OCI_CLI_AUTH=api_key"
-        raise AuthError(where, "the instance metadata service does not answer", cure)
+        said = "does not answer" if status is None else f"answers {status}"
+        raise AuthError(where, f"the instance metadata service {said}", cure)
     try:
         signer = oci.auth.signers.InstancePrincipalsSecurityTokenSigner(
             retry_strategy=patience,

@@ -1,5 +1,6 @@
 """Each kind of credentials through the real SDK, the order in which they are found, and lines with cures."""
 
+import gc
 import logging
 import os
 import socket
@@ -93,6 +94,42 @@ def test_an_instances_token_that_is_refused_half_way_spoils_nothing(
     store.put(tmp_path / "file", "b")
     assert server.content("runs/b") == content
     assert server.count("exchange") >= 2
+
+
+@pytest.mark.parametrize("kind", ["401", "404", "503"])
+@pytest.mark.parametrize("name", ["instance/", "cert.pem", "key.pem", "intermediate.pem", "instance/region"])
+@pytest.mark.parametrize("asked", [None, "instance_principal"])
+def test_a_metadata_service_that_refuses_is_a_line(
+    server: ObjectStorage, monkeypatch: pytest.MonkeyPatch, kind: str, name: str, asked: str | None
+) -> None:
+    """Whichever of its answers it is; a socket that stayed open would fail the test. The next try finds it well."""
+    monkeypatch.setenv("OCI_METADATA_BASE_URL", f"{server.endpoint}/opc/v2")
+    server.faults.add(kind, "metadata", name=name, times=None)
+    with pytest.raises(AuthError) as caught:
+        find(asked)
+    told, refused = str(caught.value), kind != "503"
+    gc.collect()
+    if name == "instance/" and refused and asked is None:  # another maker's machine
+        assert told.startswith("credentials: none were found: no principal, and no ~/.oci/config; ")
+    elif name == "instance/" and refused:
+        assert told.startswith(f"instance principal: the instance metadata service answers {kind}; run on an OCI ")
+    elif name != "instance/":
+        assert told.startswith(f"instance principal: no token was given ({kind}); check that the instance is in ")
+    assert "\n" not in told
+    assert caught.value.final == refused
+    assert server.count("metadata") <= 12, "known after few tries"
+    server.faults.clear()
+    assert find(asked).found == "instance principal"
+
+
+def test_a_busy_metadata_service_is_asked_again(server: ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By who has nothing else; a config file is as good."""
+    monkeypatch.setenv("OCI_METADATA_BASE_URL", f"{server.endpoint}/opc/v2")
+    server.faults.add("503", "metadata", times=2)
+    assert find().found == "instance principal"
+    server.faults.add("503", "metadata")
+    write_config(Path.home() / ".oci", server.identity)
+    assert find().found == "API key of profile DEFAULT in ~/.oci/config"
 
 
 def test_a_resource_principal(server: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,14 +275,14 @@ def test_a_silent_metadata_service_does_not_hold_up(monkeypatch: pytest.MonkeyPa
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
         monkeypatch.setenv("OCI_METADATA_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/opc/v2")
         monkeypatch.setattr(auth, "PROBE_SECONDS", 0.05)
-        assert not auth.on_an_instance()
+        assert auth.metadata_status() is None
 
 
 def test_another_makers_machine_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OCI_METADATA_BASE_URL")
     (tmp_path / "tag").write_text("Somebody else's\n")
     monkeypatch.setattr(auth, "CHASSIS", tmp_path / "tag")
-    assert not auth.on_an_instance()  # a connection off the loopback would fail the test
+    assert auth.metadata_status() is None  # a connection off the loopback would fail the test
 
 
 def test_mistakes_in_a_profile(server: ObjectStorage, tmp_path: Path) -> None:
