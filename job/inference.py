@@ -61,7 +61,7 @@ def find(where: str | Path) -> Found:
     if "://" in str(where):
         run, file = runs.split(str(where))
         file = file or "model/model.pt"
-        folder = RunFolder(runs.local(run, ["spec.yaml", "model/model.json", file]))
+        folder = RunFolder(runs.local(run, ["spec.yaml", "model/model.json", file, *runs.parts_of(run, file)]))
         return Found(folder, folder.root / file)
     where = Path(where)
     if where.is_dir():

@@ -76,8 +76,9 @@ class Limits:
 
     def poll(self) -> None:
         """In the middle of an evaluation, where only what cannot wait counts: Interrupted."""
-        if (wish := self._wish()) is not None:
-            raise self._interrupted(wish)
+        wish = self._wish()
+        if self.decide(wish is not None):
+            raise self._interrupted("as rank 0 is" if wish is None else wish)
 
     def _wish(self) -> str | None:
         if self.stop.reason is not None:

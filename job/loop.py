@@ -54,7 +54,7 @@ def _step(done: StepDone, training: Session, pace: Pace, limits: Limits, due: "D
         return
     if (leave := limits.leave()) is not None:
         yield from save_and_leave(training, leave)
-    if due.after_step(training.total):
+    if training.agree(due.after_step(training.total)):
         yield from saved(training.save())
 
 

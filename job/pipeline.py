@@ -25,7 +25,7 @@ from job.planning import Plan
 from job.runfolder import RunFolder, disk_errors, write_status
 from job.spec.load import Loaded, parse
 from job.spec.schema import Spec
-from job.training.distributed import ALONE, Ranks
+from job.training.distributed import ALONE, Brief, Ranks
 from job.training.session import Session
 
 LOCKS: set[int] = set()  # file descriptors
@@ -117,6 +117,8 @@ def _work(
 def new_session(made: Plan, folder: RunFolder, ranks: Ranks = ALONE) -> Session:
     ready = made.ready
     assert ready is not None
+    ranks.tell(Brief(ready.loader.settings, ready.network.device, ready.splits.sha256))
+    ranks.settle(None)
     return Session(made.loaded.spec, ready.splits, ready.network, ready.loader.settings, folder, ranks)
 
 

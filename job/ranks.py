@@ -33,7 +33,6 @@ from job.limits import Limits
 from job.runfolder import RunFolder
 from job.spec.load import Loaded
 from job.spec.schema import Spec
-from job.training import checkpoint
 from job.training.distributed import Brief, Ranks, join
 from job.training.nodes import BROKE, Meeting, Nodes, interface_to, is_first_machine
 from job.training.session import Session
@@ -182,9 +181,7 @@ def _follow(spec: Spec, ranks: Ranks) -> None:
         folder = RunFolder(Path(name) / "run")  # what a run writes beside checkpoints; rank 0's is the one that stays
         folder.make()
         training = Session(spec, splits, network, brief.settings, folder, ranks)
-        if brief.checkpoint is not None:
-            path = ranks.hand_out(brief.checkpoint, Path(os.environ.get(FOLDER, name)))
-            training.restore(checkpoint.read(path), path)
+        training.follow(Path(os.environ.get(FOLDER, name)))
         limits = Limits("run", StopFlag(), decide=ranks.decide)
         for _ in loop.train(training, limits, Heartbeat(folder)):
             pass

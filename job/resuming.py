@@ -62,7 +62,7 @@ def begin(folder: RunFolder, loaded: Loaded) -> list[str]:
 
 def restore(training: Session, folder: RunFolder) -> Iterator[Event]:
     """From the newest checkpoint that is whole, if there is one."""
-    restored = checkpoint.newest(folder)
+    restored = checkpoint.newest(folder, training.mesh)
     if restored is None:
         return
     for line in restored.refused:

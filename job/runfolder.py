@@ -147,9 +147,18 @@ def read_pointer(path: Path) -> list[dict[str, Any]]:
     """The entries of checkpoints/latest.json, newest first; none where there is no such file or no sense in it."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["files"]
-        return [entry for entry in entries if CHECKPOINT.fullmatch(entry["file"]) and isinstance(entry["sha256"], str)]
+        return [
+            entry
+            for entry in entries
+            if all(CHECKPOINT.fullmatch(one["file"]) and isinstance(one["sha256"], str) for one in files_of(entry))
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def files_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of a checkpoint, each with its file and sha256: the parts, if it is in parts, then the file that names it."""
+    return [*entry.get("parts", []), entry]
 
 
 def uploaded(folder: RunFolder) -> list[str]:

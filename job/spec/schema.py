@@ -353,6 +353,8 @@ class Resources(Section):
     """Training processes on the machine, each with its share of every batch; auto is one a GPU."""
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
     """Instances that train together, each with its processes; submit starts them all."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes have of the network: a copy each, or (fsdp) each a part of weights and optimizer."""
     preemptible: bool = False
     """Half the price, and may be taken away at any time; needs a store that outlives the instance."""
     max_duration: Duration | None = None
@@ -501,6 +503,24 @@ def contradictions(spec: Spec) -> list[tuple[str, str, str]]:
             "dataset.sha256",
             "it is the checksum of dataset.mirror, which is not set",
             "set dataset.mirror or remove it",
+        ),
+        (
+            spec.resources.parallel == "fsdp" and spec.optimizer.name == "muon",
+            "resources.parallel",
+            "muon turns whole filters, and fsdp gives each process some rows of them",
+            "set optimizer.name to sgd or adamw, or resources.parallel: ddp",
+        ),
+        (
+            spec.resources.parallel == "fsdp" and train.sync_batch_norm,
+            "resources.parallel",
+            "train.sync_batch_norm replaces layers that fsdp holds",
+            "set train.sync_batch_norm: false, or resources.parallel: ddp",
+        ),
+        (
+            spec.resources.parallel == "fsdp" and train.precision == "fp16",
+            "resources.parallel",
+            "the loss scaling of fp16 is not exact over parts of gradients",
+            "set train.precision to bf16 or fp32, or resources.parallel: ddp",
         ),
         (
             spec.resources.max_cost is not None and spec.resources.shape is None,

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from job.errors import JobError
-from job.runfolder import RunFolder, read_pointer
+from job.runfolder import RunFolder, files_of, read_pointer
 from job.storage.journal import Item, Stored
 from job.storage.lease import in_memory, scratch
 from job.storage.snapshots import LOG, METRICS, POINTER, Snapshots, is_checkpoint
@@ -66,11 +66,11 @@ class Outbox:
             for name, known in list(self.journal.stored.items()):
                 if not _same(listed.get(name), known):
                     self.journal.lose(name)
-            for entry in published:  # verified before it was published
-                name = f"checkpoints/{entry['file']}"
+            for one in (one for entry in published for one in files_of(entry)):  # verified before it was published
+                name = f"checkpoints/{one['file']}"
                 if name in listed and name not in self.journal.stored:
                     there = listed[name]
-                    self.journal.store(name, Stored(there.size, entry["sha256"], there.etag))
+                    self.journal.store(name, Stored(there.size, one["sha256"], there.etag))
             if published != self.journal.published:
                 self.journal.publish(published)
             self.snapshots.seen.clear()
@@ -99,11 +99,12 @@ class Outbox:
             # once each: a store that is slower than training must not wait for the newest of them for ever
             beside = [name for name in BESIDE if self._can_go(name) and name not in self.beside]
             return self._send_beside(beside[0]) if beside else self._publish(*pointer)
-        for entry in local:
-            name = f"checkpoints/{entry['file']}"
-            if self._can_go(name) and self._is_whole(name, entry["sha256"]):
+        for owner, one in [(entry, one) for entry in local for one in files_of(entry)]:
+            name = f"checkpoints/{one['file']}"
+            if self._can_go(name) and self._is_whole(name, one["sha256"]):
                 self._send(name)
-                self.landed.insert(0, entry)
+                if self._is_stored(owner):  # with all its parts
+                    self.landed.insert(0, owner)
                 return True
         others = [name for name in sorted(self.journal.waiting) if self._can_go(name) and not _has_its_place(name)]
         others = [name for name in others if name != METRICS or self._is_due(name)]
@@ -161,7 +162,7 @@ class Outbox:
     def _unsent(self, *but: str) -> set[str]:
         """What is missing, by name; a checkpoint that no pointer names is not missed."""
         local = read_pointer(self.root / POINTER)
-        named = {f"checkpoints/{entry['file']}" for entry in local}
+        named = {f"checkpoints/{one['file']}" for entry in local for one in files_of(entry)}
         with self.lock:
             known = set(self.journal.waiting) | (self.snapshots.there - set(self.journal.stored))
             names = {name for name in known if name in named or not is_checkpoint(name)}
@@ -193,7 +194,11 @@ class Outbox:
             item = self.journal.waiting.get(name)
         if item is None:  # dropped meanwhile
             return True
-        rest = [entry for entry in self.journal.published if f"checkpoints/{entry['file']}" != name]
+        rest = [
+            entry
+            for entry in self.journal.published
+            if all(f"checkpoints/{one['file']}" != name for one in files_of(entry))
+        ]
         if rest != self.journal.published:  # other bytes under a name that readers are being sent to
             self._publish(rest, None)
         began = self.clock()
@@ -249,7 +254,7 @@ class Outbox:
     def _sweep_checkpoints(self) -> bool:
         """Deletes from the store what its pointer does not name: retention, and leftovers of a kill."""
         self.guard()
-        named = {f"checkpoints/{entry['file']}" for entry in self.journal.published}
+        named = {f"checkpoints/{one['file']}" for entry in self.journal.published for one in files_of(entry)}
         for entry in self.store.list("checkpoints/"):
             if is_checkpoint(entry.name) and entry.name not in named:
                 self.store.delete(entry.name)
@@ -284,8 +289,8 @@ class Outbox:
         return self._send(MANIFEST)
 
     def _is_stored(self, entry: dict[str, Any]) -> bool:
-        known = self.journal.stored.get(f"checkpoints/{entry['file']}")
-        return known is not None and known.sha256 == entry["sha256"]
+        known = [(self.journal.stored.get(f"checkpoints/{one['file']}"), one["sha256"]) for one in files_of(entry)]
+        return all(one is not None and one.sha256 == digest for one, digest in known)
 
     def _can_go(self, name: str) -> bool:
         return name in self.journal.waiting and name not in self.refusals

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import DataError, JobError, UsageError
-from job.runfolder import RunFolder, is_hidden, read_pointer, sha256, write_json
+from job.runfolder import RunFolder, files_of, is_hidden, read_pointer, sha256, write_json
 from job.storage.store import Store, open_store
 
 POINTER, MANIFEST = "checkpoints/latest.json", "manifest.json"
@@ -36,9 +36,11 @@ def adopt(store: Store, folder: RunFolder, *, resume: bool) -> str:
     here = [entry for entry in read_pointer(folder.root / POINTER) if _is_whole(folder, entry)]
     ahead = [entry for entry in entries if not here or _place(entry) > _place(here[0])]
     for entry in ahead:
-        if store.head(f"checkpoints/{entry['file']}") is None:
+        names = [one["file"] for one in files_of(entry)]
+        if any(store.head(f"checkpoints/{name}") is None for name in names):
             continue
-        store.get(f"checkpoints/{entry['file']}", folder.checkpoints / entry["file"])
+        for name in names:
+            store.get(f"checkpoints/{name}", folder.checkpoints / name)
         if not _is_whole(folder, entry):
             continue
         for name in BESIDE:
@@ -105,6 +107,16 @@ def local(where: str, names: Sequence[str], report: Callable[[str], None] | None
     return target
 
 
+def parts_of(run: str, name: str) -> list[str]:
+    """What else a checkpoint in a store consists of; nothing for any other file."""
+    if not name.startswith("checkpoints/"):
+        return []
+    store = _open(run)
+    entries = _pointer(store) if store.head(POINTER) is not None else []
+    mine = [entry for entry in entries if f"checkpoints/{entry['file']}" == name]
+    return [f"checkpoints/{one['file']}" for entry in mine for one in files_of(entry)[:-1]]
+
+
 def split(where: str) -> tuple[str, str | None]:
     """oci://…/RUN/model/best.pt → the run's URI and the file in it; a run's URI → itself and None."""
     if not where.endswith(".pt"):
@@ -169,8 +181,8 @@ def _check_pointer(target: Path) -> Iterator[str]:
 
 
 def _is_whole(folder: RunFolder, entry: dict[str, Any]) -> bool:
-    path = folder.checkpoints / entry["file"]
-    return path.is_file() and sha256(path) == str(entry["sha256"])
+    files = [(folder.checkpoints / one["file"], one["sha256"]) for one in files_of(entry)]
+    return all(path.is_file() and sha256(path) == digest for path, digest in files)
 
 
 def _place(entry: dict[str, Any]) -> tuple[int, int]:

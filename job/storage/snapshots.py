@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from job.runfolder import OUTBOX, is_hidden, read_pointer
+from job.runfolder import OUTBOX, files_of, is_hidden, read_pointer
 from job.storage.journal import Item, Journal
 
 POINTER, METRICS, LOG = "checkpoints/latest.json", "metrics.jsonl", "logs/job.log"
@@ -41,7 +41,8 @@ class Snapshots:
             self._scan(apart)
 
     def _scan(self, apart: tuple[str, ...]) -> None:
-        named = {f"checkpoints/{entry['file']}" for entry in read_pointer(self.root / POINTER)}
+        entries = read_pointer(self.root / POINTER)
+        named = {f"checkpoints/{one['file']}" for entry in entries for one in files_of(entry)}
         names = set()
         for path in self.root.rglob("*"):
             name = path.relative_to(self.root).as_posix()

@@ -3,6 +3,8 @@
 checkpoints/step-00000782.pt     torch.save of tensors and plain values: torch.load(weights_only=True) reads it
 checkpoints/latest.json          {"files": [{"file", "sha256", "epoch", "step"}, …]}, newest first
 
+Of a network in parts (`job.training.parts`) a checkpoint is several files: "parts": [{"file", "sha256"}, …] names them.
+
 A file that the pointer names is never written over: a kill at any moment leaves what was there.
 """
 
@@ -13,14 +15,18 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
 from job.errors import JobError
-from job.runfolder import RunFolder, atomic, disk_errors, sha256, uploaded, write_json
+from job.runfolder import RunFolder, atomic, disk_errors, files_of, sha256, uploaded, write_json
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 POINTER = "latest.json"
+PARTS = "parts"  # in the file that names a checkpoint in parts: what they are
 MARGIN = 16 * 2**20  # bytes kept free beyond the checkpoint itself, for the report and the log
 LETS_GO = 5.0  # seconds in which the uploader notices that a file it has not sent is gone
 
@@ -45,35 +51,45 @@ class Restored:
 
 def write(folder: RunFolder, state: dict[str, Any], place: Place, keep: int) -> Path:
     """Writes a checkpoint, then the pointer, then removes what `keep` no longer covers."""
-    known = _entries(folder)
-    path = _free_name(folder, place, {entry["file"] for entry in known})
-    _ensure_room(folder, known, keep)
+    ensure_room(folder, keep)
+    return name(folder, free_name(folder, place), state, place, keep)
+
+
+def name(folder: RunFolder, path: Path, state: dict[str, Any], place: Place, keep: int) -> Path:
+    """The file that makes a checkpoint of what lies beside it, and the pointer."""
     with atomic(path) as file:
         _save(state, file)
     entry = {"file": path.name, "sha256": sha256(path), "epoch": place.epoch, "step": place.step}
-    entries = [entry, *(old for old in known if (folder.checkpoints / old["file"]).exists())][:keep]
+    if PARTS in state:
+        entry["parts"] = state[PARTS]["files"]
+    old = [one for one in _entries(folder) if (folder.checkpoints / one["file"]).exists()]
+    entries = [entry, *old][:keep]
     write_json(folder.checkpoints / POINTER, {"files": entries})
-    kept = {old["file"] for old in entries}
-    for old in folder.checkpoints.glob("step-*.pt"):
-        if old.name not in kept:
-            old.unlink(missing_ok=True)
+    kept = {one["file"] for entry in entries for one in files_of(entry)}
+    for other in folder.checkpoints.glob("step-*.pt"):
+        if other.name not in kept:
+            other.unlink(missing_ok=True)
     return path
 
 
-def newest(folder: RunFolder) -> Restored | None:
+def files(path: Path) -> list[Path]:
+    """All that belongs to the checkpoint of this name."""
+    head = _head(path)
+    return [path, *(path.parent / one["file"] for one in head.get(PARTS, {}).get("files", []))]
+
+
+def newest(folder: RunFolder, mesh: "DeviceMesh | None" = None) -> Restored | None:
     """The newest checkpoint whose bytes are what was written; None if there is none.
 
-    A damaged one is passed over for the one before it, and said.
+    A damaged one is passed over for the one before it, and said. With a `mesh`, what was saved in parts is read in
+    parts.
     """
-    refused = []
+    refused: list[str] = []
     for entry in _entries(folder):
         path = folder.checkpoints / entry["file"]
-        if not path.is_file():
-            refused.append(f"{path}: it is gone")
-        elif sha256(path) != entry["sha256"]:
-            refused.append(f"{path}: its SHA-256 is not the one that was written")
-        else:
-            return Restored(read(path), path, tuple(refused))
+        if (why := _damage(folder, entry)) is None:
+            return Restored(read(path, mesh), path, tuple(refused))
+        refused.append(why)
     if refused:
         raise JobError(
             refused[0].partition(": ")[0], "no checkpoint of this run is whole", "start a run with another id"
@@ -81,8 +97,28 @@ def newest(folder: RunFolder) -> Restored | None:
     return None
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The content of a file made by torch.save, without running any code in it."""
+def read(path: Path, mesh: "DeviceMesh | None" = None) -> dict[str, Any]:
+    """The content of a file made by torch.save, without running any code in it; of a checkpoint in parts all of it,
+    or this rank's part."""
+    state = _head(path)
+    if PARTS not in state:
+        return state
+    from job.training import parts
+
+    return parts.assemble(path, state, mesh)
+
+
+def _damage(folder: RunFolder, entry: dict[str, Any]) -> str | None:
+    for one in files_of(entry):
+        path = folder.checkpoints / one["file"]
+        if not path.is_file():
+            return f"{path}: it is gone"
+        if sha256(path) != one["sha256"]:
+            return f"{path}: its SHA-256 is not the one that was written"
+    return None
+
+
+def _head(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -118,8 +154,9 @@ def _save(state: dict[str, Any], file: IO[bytes]) -> None:
         raise
 
 
-def _free_name(folder: RunFolder, place: Place, taken: set[str]) -> Path:
+def free_name(folder: RunFolder, place: Place) -> Path:
     """Two states can stand at one step: before and after the evaluation that ends an epoch."""
+    taken = {entry["file"] for entry in _entries(folder)}
     names = (
         f"step-{place.total:08d}{mark}.pt"
         for mark in itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
@@ -138,27 +175,33 @@ def _entries(folder: RunFolder) -> list[dict[str, Any]]:
     return []
 
 
+def _size(folder: RunFolder, entry: dict[str, Any]) -> int:
+    paths = [folder.checkpoints / one["file"] for one in files_of(entry)]
+    return sum(path.stat().st_size for path in paths if path.exists())
+
+
 def _free(folder: RunFolder) -> int:
     with disk_errors(folder.checkpoints):
         return shutil.disk_usage(folder.checkpoints).free
 
 
-def _ensure_room(folder: RunFolder, known: list[dict[str, Any]], keep: int) -> None:
+def ensure_room(folder: RunFolder, keep: int) -> None:
     """A full disk is said before a checkpoint is begun, with the last good one untouched.
 
     Older ones go first, the oldest before the others: those that the run's store holds, then those that `keep` would
     not cover any more after this one.
     """
-    last = max((path.stat().st_size for path in folder.checkpoints.glob("step-*.pt")), default=0)
-    stored = uploaded(folder)
-    older = [entry["file"] for entry in reversed(known[1:])]
-    expiring = [entry["file"] for entry in known[max(1, keep - 1) :]]
-    needless = [name for name in older if name in stored]
-    needless += [name for name in older if name in expiring and name not in stored]
+    known, stored = _entries(folder), uploaded(folder)
+    last = max((_size(folder, entry) for entry in known), default=0)
+    older = list(reversed(known[1:]))
+    expiring = known[max(1, keep - 1) :]
+    needless = [entry for entry in older if entry["file"] in stored]
+    needless += [entry for entry in older if entry in expiring and entry not in needless]
     gone = []
     while (free := _free(folder)) < last + MARGIN and needless:
-        gone.append(needless.pop(0))
-        (folder.checkpoints / gone[-1]).unlink(missing_ok=True)
+        gone.append(needless[0]["file"])
+        for one in files_of(needless.pop(0)):
+            (folder.checkpoints / one["file"]).unlink(missing_ok=True)
     until = time.monotonic() + LETS_GO
     while free < last + MARGIN and not set(gone) <= set(stored) and time.monotonic() < until:
         time.sleep(0.05)  # the outbox held what was not uploaded yet, and lets go of it when it sees that it is gone

@@ -47,7 +47,7 @@ class Ranks:
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module as it is called in training: its gradients become the average over all ranks."""
-        if self.count == 1:
+        if self.count == 1 or in_parts(module):  # FSDP sees to it by itself
             return module
         from torch.nn.parallel import DistributedDataParallel
 
@@ -64,9 +64,11 @@ class Ranks:
                 if isinstance(child, _BatchNorm):
                     setattr(parent, name, _synced(child))
 
-    def waiting(self, module: nn.Module, whole: bool) -> AbstractContextManager[Any]:
+    def waiting(self, module: nn.Module, network: nn.Module, whole: bool) -> AbstractContextManager[Any]:
         """Around forward and backward: gradients that are added up first are exchanged with the last of them only."""
-        if self.count == 1 or whole:
+        if self.count > 1 and in_parts(network):
+            network.set_requires_gradient_sync(whole)  # type: ignore[operator]  # FSDP's
+        if self.count == 1 or whole or in_parts(network):
             return contextlib.nullcontext()
         wait: AbstractContextManager[Any] = module.no_sync()  # type: ignore[operator]  # DDP's
         return wait
@@ -90,6 +92,24 @@ class Ranks:
         answer = torch.tensor([wish], dtype=torch.uint8)
         torch.distributed.broadcast(answer, 0)
         return bool(answer)
+
+    def any(self, wish: bool, group: Any = None) -> bool:
+        """Whether one of the ranks says so. All ranks ask at the same places."""
+        if self.count == 1:
+            return wish
+        answer = torch.tensor([wish], dtype=torch.uint8)
+        torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MAX, group)
+        return bool(answer)
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Rank 0's statistics of batch norm on all ranks: they are those that are saved."""
+        buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+        if self.count == 1 or not buffers:
+            return
+        together = torch.cat([buffer.flatten() for buffer in buffers])
+        torch.distributed.broadcast(together, 0)
+        for buffer, part in zip(buffers, torch.split(together, [buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
 
     def share(self, images: int) -> slice:
         """This rank's part of so many images in their order: sizes differ by one at most."""
@@ -168,13 +188,17 @@ def _synced(layer: nn.Module) -> nn.Module:
     return made
 
 
+def in_parts(module: nn.Module) -> bool:
+    """Whether FSDP has sharded it; asked without loading FSDP."""
+    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
+
+
 @dataclass(frozen=True)
 class Brief:
     """What rank 0 has settled and the others need."""
 
     settings: Settings
     device: Device
-    checkpoint: Path | None
     data: str  # SHA-256
 
 

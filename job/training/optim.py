@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from job.spec.schema import Optimizer, Schedule
+from job.training.distributed import in_parts
 
 ONECYCLE_WARMUP = 0.3  # of the run, where the spec names no warm-up
 Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
@@ -52,7 +53,8 @@ def make_optimizer(module: nn.Module, spec: Optimizer, device_type: str) -> torc
         from job.training.muon import make_muon
 
         return make_muon(module, groups, spec, fused)
-    return lean(torch.optim.SGD)(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov, fused=fused)
+    kernel = {"foreach": True} if in_parts(module) else {"fused": fused}  # the fused one takes no DTensor
+    return lean(torch.optim.SGD)(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov, **kernel)
 
 
 def parameter_groups(module: nn.Module, spec: Optimizer, ratios: dict[str, float]) -> list[dict[str, Any]]:

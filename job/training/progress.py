@@ -1,7 +1,7 @@
 """What is watched while training: losses without waiting for the device at each step, and which weights are best."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,9 +66,11 @@ def diverged(epoch: int, step: int, lr: float, what: str, kept: str) -> JobError
     return JobError(where, f"{what} (last good checkpoint: {kept})", cure)
 
 
-def refuse_broken(weights: Iterable[Tensor], epoch: int, step: int, lr: float, kept: str) -> None:
-    """Weights that are no numbers are never saved over good ones."""
-    if not all(map(_is_finite, weights)):
+def refuse_broken(
+    weights: Iterable[Tensor], epoch: int, step: int, lr: float, kept: str, agreed: Callable[[bool], bool] = bool
+) -> None:
+    """Weights that are no numbers are never saved over good ones. `agreed` asks those who have other parts of them."""
+    if agreed(not all(map(_is_finite, weights))):
         raise diverged(epoch, step, lr, "the weights are not finite", kept)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,12 @@ from torch import Tensor
 from job.runfolder import RunFolder
 from job.training import checkpoint
 from job.training.checkpoint import Place
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+Write = Callable[[RunFolder, dict[str, Any], Place, int], Path | None]
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,12 @@ class Written:
 class Saver:
     """Owns the thread and the buffers. All methods are for the training thread."""
 
-    def __init__(self, folder: RunFolder, keep: int) -> None:
-        self.folder, self.keep = folder, keep
-        self.snapshot = Snapshot()
+    def __init__(
+        self, folder: RunFolder, keep: int, mesh: "DeviceMesh | None" = None, write: Write = checkpoint.write
+    ) -> None:
+        """`mesh` is what tensors in parts are copied on, in main memory; `write` is None where others write."""
+        self.folder, self.keep, self.write = folder, keep, write
+        self.snapshot = Snapshot(mesh)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.flying: list[Future[Written | None]] = []
 
@@ -49,11 +58,12 @@ class Saver:
         copy = self.snapshot.take(state)
         ready = _event() if self.snapshot.queued else None
 
-        def write() -> Written:
+        def write() -> Written | None:
             if ready is not None:
                 ready.synchronize()  # the copies from the GPU have arrived
             healthy(copy)
-            return Written(checkpoint.write(self.folder, copy, place, self.keep), place)
+            path = self.write(self.folder, copy, place, self.keep)
+            return None if path is None else Written(path, place)
 
         self.flying.append(self.thread.submit(write))
         return before
@@ -97,7 +107,8 @@ class Saver:
 class Snapshot:
     """A copy of a nested state on the host. The buffers are made once: fresh memory costs six times the copy."""
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: "DeviceMesh | None" = None) -> None:
+        self.mesh = mesh
         self.buffers: dict[tuple[Any, ...], Tensor] = {}
         self.queued = False  # some of the copies are from a GPU
 
@@ -108,6 +119,10 @@ class Snapshot:
 
     def _copy(self, value: Any, path: tuple[Any, ...]) -> Any:
         match value:
+            case Tensor() if self.mesh is not None and hasattr(value, "full_tensor"):
+                from job.training import sharding
+
+                return sharding.in_buffer(value, self._tensor(sharding.local(value.detach()), path), self.mesh)
             case Tensor():
                 return self._tensor(value.detach(), path)
             case dict():

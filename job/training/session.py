@@ -1,6 +1,6 @@
 """One training from first step to result: the trainer, what is watched, what is saved, what is chosen."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from job.runfolder import RunFolder, write_json
 from job.spec.schema import Spec
 from job.training import checkpoint, identity
 from job.training.checkpoint import Place
-from job.training.distributed import ALONE, Brief, Ranks
+from job.training.distributed import ALONE, Ranks
 from job.training.evaluate import predict
 from job.training.progress import CHECK_EVERY, Losses, Selection, copy_of, refuse_broken
 from job.training.saving import Saver, Written
@@ -72,13 +72,19 @@ class Session:
         self.clock = self.batches.clock
         self.tail: dict[str, float] = {}  # seconds by phase after the last epoch
         self.gpu_watch = GpuWatch(network.device.uuid()) if network.device.kind == "cuda" else None
+        self.mesh, self.channel, host = None, None, None
+        if spec.resources.parallel == "fsdp" and ranks.count > 1:
+            from job.training import parts, sharding
+
+            self.mesh = sharding.shard(network.module, network.device, ranks.count)
+            self.channel, host = parts.Channel.open(ranks), sharding.on_host(self.mesh)
         self.state = State(network.module, spec, network.device)
         self.losses, self.selection = Losses(), Selection(spec.stop)
         self.best: dict[str, Tensor] | None = None  # the weights of the lowest validation loss
         self.history: list[EpochEnded] = []
         self.lr = 0.0
         self.identity = identity.of(spec, splits, network.device)
-        self.saver = Saver(folder, spec.checkpoint.keep)
+        self.saver = Saver(folder, spec.checkpoint.keep, host, self._write)
         self.saved: Place | None = None  # where the newest checkpoint stands
         self.restored: Path | None = None  # the checkpoint this process went on from
 
@@ -102,7 +108,8 @@ class Session:
         """
         self.losses.read()
         kept = self.losses.kept
-        refuse_broken(self.state.module.parameters(), done.epoch, len(self.batches), done.lr, kept)
+        agreed = bool if self.mesh is None else self.ranks.any
+        refuse_broken(self._mine(self.state.module.parameters()), done.epoch, len(self.batches), done.lr, kept, agreed)
         train_loss, number = self.losses.epoch_mean(), done.epoch + 1
         due = number % self.spec.train.evaluate_every == 0 or number == self.spec.train.epochs
         name, split = self._watched()
@@ -110,7 +117,7 @@ class Session:
             seen = self._measure_counting(split, poll) if due and split is not None else None
         self.losses.next_epoch()
         if seen is not None and name == "validation" and self.selection.improved(seen.loss, number):
-            self.best = copy_of(self._counting_state())
+            self.best = copy_of(self._whole(self._counting_state()))
             if self.ranks.leads:
                 self.saver.weights(self.folder.model / "best.pt", self.best)
         loss, accuracy = (None, None) if seen is None else (seen.loss, seen.accuracy)
@@ -144,7 +151,7 @@ class Session:
             place = Place(unevaluated.epoch, len(self.batches), self.total)
             again = {"epoch": place.epoch, "step": place.step}
             state |= {**again, "images": unevaluated.images, "seconds": unevaluated.seconds}
-        if place == self.saved or not self.ranks.leads:
+        if place == self.saved or not (self.ranks.leads or self.mesh is not None):
             return []
         self.saved = place
         state |= {
@@ -156,8 +163,14 @@ class Session:
         }
         names, lr, kept = [name for name, _ in self.state.module.named_parameters()], self.lr, self.losses.kept
 
+        channel = self.channel
+
+        def agreed(broken: bool) -> bool:
+            return broken if channel is None else self.ranks.any(broken, channel.group)
+
         def healthy(copy: dict[str, Any]) -> None:
-            refuse_broken((copy["module"][name] for name in names), place.epoch, place.step, lr, kept)
+            weights = self._mine(copy["module"][name] for name in names)
+            refuse_broken(weights, place.epoch, place.step, lr, kept, agreed)
 
         with self.clock("save"):
             return self._kept(self.saver.begin(state, place, healthy))
@@ -195,12 +208,22 @@ class Session:
         return notes
 
     def tell_others(self) -> None:
-        """Of rank 0: what it has settled and goes on from. JobError where another one cannot begin."""
-        ranks, settings = self.ranks, self.batches.settings
-        ranks.tell(Brief(settings, self.network.device, self.restored, self.splits.sha256))
-        ranks.settle(None)
-        if self.restored is not None:
-            ranks.hand_out(self.restored, self.restored.parent)
+        """Of rank 0: what it goes on from."""
+        if self.ranks.count > 1:
+            files = [] if self.restored is None else checkpoint.files(self.restored)
+            self.ranks.tell(files)
+            for path in files:
+                self.ranks.hand_out(path, path.parent)
+
+    def follow(self, folder: Path) -> None:
+        """Of the others: goes on from where rank 0 does. `folder` takes what is not on this machine."""
+        paths = [self.ranks.hand_out(path, folder) for path in self.ranks.listen()]
+        if paths:
+            self.restore(checkpoint.read(paths[0], self.mesh), paths[0])
+
+    def agree(self, due: bool) -> bool:
+        """Whether to save, where each rank has its own watch and all have to save."""
+        return due if self.mesh is None else self.ranks.decide(due)
 
     def _take_threads(self, threads: int | None) -> None:
         """Their number was measured; another one would round sums differently."""
@@ -225,14 +248,14 @@ class Session:
         module, model = self.state.module, self.folder.model
         self.flush()
         self.tail = self.clock.take()
-        checkpoint.save_weights(model / "last.pt", module.state_dict())
+        checkpoint.save_weights(model / "last.pt", self._whole(module.state_dict()))
         weights, epoch = "last" if self.state.ema is None else "ema", self.state.epoch
         module.load_state_dict(self._counting_state())
         if self._selects and self.best is not None and self.selection.epoch is not None:
             checkpoint.save_weights(model / "best.pt", self.best)  # on another machine only the checkpoint has them
-            module.load_state_dict(self.best)
+            self._fill(self.best)
             weights, epoch = "best", self.selection.epoch
-        checkpoint.save_weights(model / "model.pt", module.state_dict())
+        checkpoint.save_weights(model / "model.pt", self._whole(module.state_dict()))
         self._describe_model(model / "model.json", weights, epoch)
         predictions = self._predict(self.splits.test, poll)
         test = self._sum_up(predictions)
@@ -255,9 +278,39 @@ class Session:
         ema = self.state.ema
         return self.state.module.state_dict() if ema is None else ema.averaged()
 
+    def _whole(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All of the tensors, on every rank."""
+        if self.mesh is None:
+            return state
+        from job.training import sharding
+
+        return sharding.whole(state)
+
+    def _mine(self, tensors: Iterable[Tensor]) -> Iterable[Tensor]:
+        """This rank's part of each."""
+        if self.mesh is None:
+            return tensors
+        from job.training import sharding
+
+        return map(sharding.local, tensors)
+
+    def _fill(self, weights: dict[str, Tensor]) -> None:
+        if self.mesh is None:
+            self.state.module.load_state_dict(weights)
+            return
+        from job.training import sharding
+
+        sharding.fill(self.state.module, weights)
+
+    def _write(self, folder: RunFolder, state: dict[str, Any], place: Place, keep: int) -> Path | None:
+        if self.channel is None:
+            return checkpoint.write(folder, state, place, keep)
+        from job.training import parts
+
+        return parts.write(folder, state, place, keep, self.channel)
+
     def _predict(self, split: Split, poll: Callable[[], None] | None = None) -> Predictions:
         network, mirrored = self.network, self.spec.train.mirror_test
-        poll = poll if self.ranks.count == 1 else None  # the others would wait for this one's part
         module = self.state.module
         return predict(module, split, network.device, network.pixels, poll, self.ranks, mirrored=mirrored)
 

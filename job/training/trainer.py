@@ -18,7 +18,7 @@ from job.data.draws import stream
 from job.data.loader import TrainingBatches
 from job.device import Device
 from job.spec.schema import Spec
-from job.training.distributed import ALONE, Ranks
+from job.training.distributed import ALONE, Ranks, in_parts
 from job.training.forward import forward_for
 from job.training.generators import generators, seed, set_generators
 from job.training.optim import Ema, learning_rate, make_optimizer
@@ -76,6 +76,10 @@ class State:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
+        if in_parts(self.module):
+            from job.training import sharding
+
+            saved = sharding.fitted(saved, self.module, self.optimizer)
         self.module.load_state_dict(saved["module"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.ema is not None:
@@ -116,7 +120,7 @@ def train(
             lr = rate(state.step)
             whole = (state.step + 1) % together == 0 or state.step + 1 == steps
             with clock("compute"):
-                with ranks.waiting(forward, whole):
+                with ranks.waiting(forward, state.module, whole):
                     with device.autocast():
                         loss = criterion(forward(batch.images), batch.labels)
                     loss = ranks.weighted(loss, len(batch.labels), len(batch.indices))

@@ -15,6 +15,7 @@ from job.runfolder import (
     RunFolder,
     append_line,
     atomic,
+    files_of,
     read_pointer,
     sha256,
     write_json,
@@ -22,6 +23,7 @@ from job.runfolder import (
     write_status,
     write_text,
 )
+from job.storage import runs
 from job.storage.outbox import LIVE_EVERY, Outbox
 from job.storage.store import Entry, StoreError
 from tests.storage.watched import FAULTS, Killed, WatchedStore, contents, dangling
@@ -488,3 +490,35 @@ def test_lag_counts_from_the_oldest_checkpoint_that_waits(run: Run) -> None:
     assert (stored, since) == ([second.name], None), "the newest goes first"
     assert durable is not None
     assert durable["file"] == second.name
+
+
+def test_a_checkpoint_in_parts_is_named_when_all_of_it_is_there_and_goes_as_a_whole(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.connect()
+    folder = run.folder.checkpoints
+    entries: list[dict[str, object]] = []
+    for step in (1, 2, 3):
+        names = [f"step-{step:08d}.part-0.pt", f"step-{step:08d}.part-1.pt", f"step-{step:08d}.pt"]
+        for name in names:
+            write_file(folder / name, run.bytes.randbytes(50))
+        files: list[dict[str, object]] = [{"file": name, "sha256": sha256(folder / name)} for name in names]
+        *parts, head = files
+        entries = [{**head, "epoch": step, "step": 0, "parts": parts}, *entries][:KEEP]
+        write_json(folder / "latest.json", {"files": entries})
+        while run.outbox.bulk():
+            there = contents(run.store.root)
+            for entry in read_pointer(run.store.root / "checkpoints/latest.json"):
+                assert all(f"checkpoints/{one['file']}" in there for one in files_of(entry))
+    stored = sorted(name for name in contents(run.store.root) if name.endswith(".pt") and "step" in name)
+    assert stored == sorted(f"checkpoints/{one['file']}" for entry in entries for one in files_of(entry))
+    assert len(stored) == 3 * KEEP
+    here = RunFolder(tmp_path / "here")
+    here.make()
+    assert runs.adopt(run.store, here, resume=True) == "fetched"
+    assert [one["file"] for one in files_of(read_pointer(here.checkpoints / "latest.json")[0])] == names
+    assert all((here.checkpoints / name).read_bytes() == (folder / name).read_bytes() for name in names)
+    (run.store.root / "checkpoints" / names[1]).write_bytes(b"other")
+    other = RunFolder(tmp_path / "other")
+    other.make()
+    assert runs.adopt(run.store, other, resume=True) == "fetched"
+    assert read_pointer(other.checkpoints / "latest.json")[0]["epoch"] == 2, "the one before a damaged one"

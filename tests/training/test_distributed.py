@@ -17,9 +17,11 @@ import torch
 from torch import nn
 
 from job.data.dataset import Split
-from job.data.loader import Pixels, Settings, TrainingBatches
+from job.data.loader import EVALUATION_BATCH, Pixels, Settings, TrainingBatches
 from job.device import Device
-from job.errors import UsageError
+from job.errors import Interrupted, UsageError
+from job.interrupt import StopFlag
+from job.limits import Limits
 from job.spec.schema import Augment, Spec
 from job.training.distributed import ALONE, Ranks, join
 from job.training.evaluate import predict
@@ -117,6 +119,39 @@ def test_a_checkpoint_of_two_is_one_of_one_and_back(tmp_path: Path) -> None:
     for one in back:
         assert all(torch.equal(one["weights"][name], weight) for name, weight in state["module"].items())
         assert one["state"]["seen"] == state["seen"]
+
+
+def test_a_stop_is_heard_by_all_at_the_same_batch_of_an_evaluation(tmp_path: Path) -> None:
+    """Rank 0 is asked while it looks at its second batch; one rank has three batches, the other two."""
+    for polls in (2, 3):
+        first, second = together(tmp_path, 2, {"stop_after_polls": polls})
+        assert first["said"] == "stopped, received SIGTERM"
+        assert second["said"] == "stopped, as rank 0 is"
+        assert (first["batches"], second["batches"]) == (polls - 1, min(polls - 1, 2))
+
+
+def evaluate_and_stop(ranks: Ranks, polls: int) -> dict[str, Any]:
+    stop, seen = StopFlag(), []
+    limits = Limits("run", stop, decide=ranks.decide)
+
+    def poll() -> None:
+        nonlocal polls
+        polls -= 1
+        if polls == 0 and ranks.leads:
+            stop.reason = "received SIGTERM"
+        limits.poll()
+
+    class Network(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(len(images))
+            return images.new_zeros(len(images), 3)
+
+    split = Split(np.zeros((4 * EVALUATION_BATCH + 1, 1, 1, 1), np.uint8), np.zeros(4 * EVALUATION_BATCH + 1, np.int64))
+    try:
+        predict(Network(), split, CPU, Pixels.on(CPU, (0.5,), (0.5,)), poll, ranks)
+    except Interrupted as leave:
+        return {"said": leave.what, "batches": len(seen)}
+    raise AssertionError
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -256,4 +291,8 @@ if __name__ == "__main__" and sys.argv[1] == "again":
     meet_and_die(int(sys.argv[2]))
 elif __name__ == "__main__":
     with join() as ranks_here:
-        torch.save(work(ranks_here, json.loads(sys.argv[1]), sys.argv[3] or None), sys.argv[2])
+        given_keys = json.loads(sys.argv[1])
+        if "stop_after_polls" in given_keys:
+            torch.save(evaluate_and_stop(ranks_here, given_keys["stop_after_polls"]), sys.argv[2])
+        else:
+            torch.save(work(ranks_here, given_keys, sys.argv[3] or None), sys.argv[2])
