@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from job import pipeline
+from job.data import shards_write
 from job.events import Ended, Event
 from job.interrupt import StopFlag
 from job.spec.load import load
@@ -51,15 +52,30 @@ def test_the_others_on_little(tmp_path: Path, cifar10_root: Path, sample: str, o
 
 
 def test_own_images(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    for name, shade in (("dark", 60), ("light", 190)):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for number in range(30):
-            height, width = generator.integers(40, 90, 2)
-            pixels = generator.integers(shade - 50, shade + 50, (height, width, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.jpg")
+    own_images(tmp_path / "images")
     (tmp_path / "images/dark/broken.jpg").write_bytes(b"\xff\xd8 not much of a picture")
-    keys = ("train.epochs=4", "schedule.warmup_epochs=1", "loader.batch_size=8", "model.width=4", "dataset.resize=16")
+    keys = ("train.epochs=4", *SMALL)
     events = run("image-folder.yaml", tmp_path / "runs", *keys, IMAGES=str(tmp_path / "images"))
     assert accuracy(events) >= 0.9
     assert "broken.jpg" in (tmp_path / "runs/run/report.json").read_text(encoding="utf-8")
+
+
+def test_the_same_in_shards(tmp_path: Path) -> None:
+    own_images(tmp_path / "images")
+    shards = str(tmp_path / "shards")
+    made_from = load(SAMPLES / "image-folder.yaml", ["dataset.resize=16"], {"IMAGES": str(tmp_path / "images")})
+    list(shards_write.write(made_from.spec.dataset, shards, 20_480))
+    assert accuracy(run("shards.yaml", tmp_path / "runs", "train.epochs=4", *SMALL, SHARDS=shards)) >= 0.9
+
+
+SMALL = ("schedule.warmup_epochs=1", "loader.batch_size=8", "model.width=4", "dataset.resize=16")
+
+
+def own_images(folder: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name, shade in (("dark", 60), ("light", 190)):
+        (folder / name).mkdir(parents=True)
+        for number in range(30):
+            height, width = generator.integers(40, 90, 2)
+            pixels = generator.integers(shade - 50, shade + 50, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.jpg")

@@ -25,6 +25,7 @@ from job.data.images import foundation
 from job.data.shards import Ahead, Shards, ahead
 from job.device import Device
 from job.errors import JobError
+from job.interrupt import end_with_parent
 from job.spec.schema import Augment
 
 EVALUATION_BATCH = 512  # images; larger ones no longer help the CPU, and a GPU has room for them
@@ -277,6 +278,10 @@ def _whole(batch: Brought) -> Brought:
     return batch
 
 
+def _begin_work(_number: int) -> None:
+    end_with_parent()  # not only when it looks for more to do: it may be waiting for a store that is away
+
+
 def _workers(split: Split, settings: Settings, sampler: _Sampler) -> "DataLoader[Brought]":
     # fork shares the decoded array with the workers without a copy; they touch numpy and CPU tensors only
     fork = multiprocessing.get_context("fork") if settings.num_workers else None
@@ -290,6 +295,7 @@ def _workers(split: Split, settings: Settings, sampler: _Sampler) -> "DataLoader
             persistent_workers=settings.num_workers > 0,
             generator=torch.Generator(),  # its own: drawing from the process's would change what dropout draws
             multiprocessing_context=fork,
+            worker_init_fn=_begin_work,
             collate_fn=_whole,  # type: ignore[arg-type]  # __getitems__ has made the batch already
         )
 

@@ -29,7 +29,7 @@ from job.storage.store import FolderStore, open_store
 AHEAD = 4  # shards brought before they are needed
 FETCHERS = 2  # at a time: while one is asked for or verified, another comes
 LEAVE = 5.0  # seconds that a fetcher may take to leave
-OPEN = 64  # shards kept open by a process
+OPEN = 64  # shards kept open by a process at most: one that went from the cache takes room until it is closed
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Shards:
         if self.process != os.getpid():  # forked: a position in a file of its own
             self.process, self.open = os.getpid(), {}
         if number not in self.open:
-            while len(self.open) >= OPEN:
+            while len(self.open) >= min(OPEN, 2 * (self.window + 1)):  # of an epoch, half of them are done
                 self.open.pop(next(iter(self.open)))
             self.open[number] = self.files.open(number)
         return self.open[number]
@@ -131,7 +131,7 @@ class Ahead:
     def _fetch(self) -> None:
         while (number := self._take()) is not None:
             with contextlib.suppress(JobError, OSError):  # who needs it tries again, and tells
-                self.files.bring(number, self.stop)
+                self.files.open(number, self.stop)
 
     def _take(self) -> int | None:
         with self.turned:

@@ -4,8 +4,9 @@
                     .NAME.new, .NAME.lock    on its way, and who brings it
 
 A shard is held against its SHA-256 before its first use in a run, whoever uses it first: worker processes are told by
-shared memory. Any number of processes may share the cache; one brings a shard, the others wait. A file that goes while
-somebody reads it stays readable until it is closed.
+shared memory. Any number of processes may share the cache; one brings a shard, the others wait. Nobody deletes a shard
+whose lock is held, and who brings it opens it before letting go: so each opening brings it once at most, however small
+the cache is for all that share it. A file that goes while somebody reads it stays readable until it is closed.
 """
 
 import contextlib
@@ -27,7 +28,6 @@ from job.runfolder import sha256
 from job.storage.store import FolderStore, Store, StoreError, open_store
 
 WAITS = (1, 2, 4, 8, 16, 30, 60, 60, 60, 60)  # seconds between tries, each several requests, while a store is away
-TRIES = 20  # to open what others may be removing at the same time
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 NEVER = threading.Event()
 
@@ -57,29 +57,29 @@ class ShardFiles:
         self.known = np.frombuffer(mmap.mmap(-1, len(shards)), np.uint8)  # 1: verified, in whichever process
         self.stores = {os.getpid(): store}  # a lock that another thread held when this one was forked stays locked
 
-    def open(self, number: int) -> File:
-        """Brings it if need be. DataError where it cannot be had."""
-        for _ in range(TRIES):
-            with contextlib.suppress(FileNotFoundError):
-                return File(self.bring(number))
-        raise DataError(str(self.folder), "shards go as fast as they come", "raise dataset.cache_limit")
-
-    def bring(self, number: int, stop: threading.Event = NEVER) -> Path:
-        """The verified file; it may go again as soon as there are newer ones. `stop` ends waiting for a store."""
-        shard, path = self.shards[number], self.folder / self.shards[number].name
+    def open(self, number: int, stop: threading.Event = NEVER) -> File:
+        """Brings and verifies it if need be. DataError where it cannot be had; `stop` ends waiting for a store."""
+        path = self.folder / self.shards[number].name
         if self.local is not None:
-            if not self.known[number]:
-                self._verify(path, shard, f"{self.uri}/{shard.name}")
-                self.known[number] = 1
-            return path
-        if not (self.known[number] and path.exists()):
-            with _disk_of(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with _locked(self.folder / f".{shard.name}.lock"):
-                    self._bring(number, path, stop)
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(path)  # used now: others are older
-        return path
+            return self._open_local(number, path)
+        if self.known[number]:
+            with contextlib.suppress(FileNotFoundError):
+                return _used(path)
+        with _disk_of(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _locked(_lock_of(path)):
+                self._bring(number, path, stop)
+                return _used(path)
+
+    def _open_local(self, number: int, path: Path) -> File:
+        shard, where = self.shards[number], f"{self.uri}/{self.shards[number].name}"
+        if not self.known[number]:
+            self._verify(path, shard, where)
+            self.known[number] = 1
+        try:
+            return File(path)
+        except OSError as error:
+            raise DataError(where, (error.strerror or str(error)).lower(), AGAIN) from error
 
     def _bring(self, number: int, path: Path, stop: threading.Event) -> None:
         shard = self.shards[number]
@@ -87,9 +87,10 @@ class ShardFiles:
             try:
                 self._verify(path, shard, str(path))
             except DataError:  # left by an earlier run, damaged since: this is only a copy
-                path.unlink()
+                path.unlink(missing_ok=True)
         if not path.exists():
             coming = path.with_name(f".{path.name}.new")
+            coming.unlink(missing_ok=True)  # left by a process that was killed
             self._make_room(shard.size, coming)
             try:
                 self._download(shard, coming, stop)
@@ -131,7 +132,10 @@ class ShardFiles:
         return self.stores[process]
 
     def _make_room(self, size: int, coming: Path) -> None:
-        """Deletes the oldest until `size` fits within the limit, and keeps that room with a file of holes."""
+        """Deletes the oldest until `size` fits within the limit, and keeps that room with a file of holes.
+
+        What others are bringing stays: waiting for them could be for ever, so the limit may be passed by that much.
+        """
         assert self.place is not None
         with _locked(self.place.folder / ".lock"):
             held = sorted(_held(self.place.folder), key=lambda one: one[1])
@@ -139,8 +143,10 @@ class ShardFiles:
             for path, _, bytes_ in held:
                 if total + size <= limit:
                     break
-                path.unlink(missing_ok=True)
-                total -= bytes_
+                with _free(_lock_of(path)) as free:
+                    if free:
+                        path.unlink(missing_ok=True)
+                        total -= bytes_
             coming.touch()
             os.truncate(coming, size)
 
@@ -176,6 +182,34 @@ def _locked(path: Path) -> Iterator[None]:
             yield
         finally:
             fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def _free(path: Path) -> Iterator[bool]:
+    """Locked while this lasts, unless somebody has it: nobody is waited for."""
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def _lock_of(path: Path) -> Path:
+    """Of a shard, and of all that is there while it is on its way."""
+    return path.with_name(f".{path.name.lstrip('.').partition('.new')[0]}.lock")
+
+
+def _used(path: Path) -> File:
+    """Opened, and marked as used now: others are older."""
+    file = File(path)
+    with contextlib.suppress(OSError):
+        os.utime(file.number)
+    return file
 
 
 @contextlib.contextmanager

@@ -50,6 +50,7 @@ def test_the_uploaded_spec_reads_as_what_was_submitted(desk: Desk, made: Order) 
         (["store.uri=oci://other@space/runs"], UsageError, "an instance may write to oci://bucket@space/runs only"),
         (["dataset={name: cifar10}"], UsageError, "it has no way to the internet"),
         (["dataset={name: image_folder, root: .}"], UsageError, "this machine's folders are not there"),
+        (["dataset={name: shards, uri: /data/flowers}"], UsageError, "an instance cannot have these shards"),
         (["resources.preemptible=true", "store.uri=oci://bucket@space/runs"], SpecError, "not offered as preemptible"),
         (["resources.fallback=[A10]"], SpecError, "a shape such as VM.GPU.A10.1"),
         (["resources.fallback=[VM.GPU.NEW]", "resources.max_duration=null", "resources.max_cost=9"], UsageError, "NEW"),
@@ -69,6 +70,11 @@ def test_a_mirror_in_the_bucket_or_a_way_out_will_do(base: Foundation, spec: Pat
     assert asked(base, spec, mirror).loaded.spec.dataset.name == "cifar10"
     open_base = Foundation({**base.values, "nat": True})
     assert asked(open_base, spec, "dataset={name: cifar10}").loaded.spec.dataset.mirror is None
+
+
+def test_shards_in_the_bucket_will_do(base: Foundation, spec: Path) -> None:
+    made = asked(base, spec, "dataset={name: shards, uri: oci://bucket@space/flowers}")
+    assert made.loaded.spec.dataset.uri == "oci://bucket@space/flowers"
 
 
 def test_force_overrides_the_table_of_shapes(base: Foundation, spec: Path) -> None:

@@ -1,17 +1,24 @@
 """Shards in a bucket, through the real SDK and the protocol server: faults, a small cache, two processes."""
 
 import errno
+import json
+import multiprocessing
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from job import pipeline
+from job.data import kept, shards_cache
 from job.data import shards as shards_module
-from job.data import shards_cache
 from job.data.dataset import Splits, load, locate
 from job.data.images import foundation
 from job.data.loader import Pixels, Settings, TrainingBatches, in_order
@@ -19,9 +26,13 @@ from job.data.shards import Shards
 from job.data.shards_index import Shard
 from job.device import Device
 from job.errors import DataError
+from job.interrupt import StopFlag
+from job.runfolder import sha256
+from job.spec.load import load as load_spec
 from job.spec.schema import Augment, Dataset
 from job.storage import download
 from job.storage.store import open_store
+from job.training import checkpoint
 from tests.data.sharding import made, pictures, spec
 from tests.object_storage.identity import write_config
 from tests.object_storage.server import ObjectStorage
@@ -139,7 +150,7 @@ def test_the_oldest_go_first_and_the_limit_holds(
 
     monkeypatch.setattr(files, "_download", watched)
     for number in range(len(files.shards)):
-        files.bring(number)
+        files.open(number)
     assert isinstance(dataset.cache_limit, int)
     assert dataset.cache_limit - 20_480 < peak[0] <= dataset.cache_limit
     kept = [path.name for path in cached(tmp_path)]
@@ -199,6 +210,40 @@ def test_what_a_killed_process_left_does_not_stay(bucket: ObjectStorage, tmp_pat
     images(streamed)
     assert not left.exists()
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 170_000
+
+
+PROCESSES = 3
+
+
+def test_a_cache_of_one_shard_that_many_share_is_only_slow(bucket: ObjectStorage, tmp_path: Path) -> None:
+    """Each takes away what the others bring, and yet each opening succeeds and brings its shard once at most."""
+    fork = multiprocessing.get_context("fork")
+    told = fork.Queue()
+
+    def look(seed: int) -> None:
+        files = files_of(load(spec(URI)))  # of its own, as a rank's: what others verified is not known here
+        assert files.place is not None
+        files.place = kept.Place(files.place.folder, 20_480)
+        order = np.random.default_rng(seed).permutation(np.tile(np.arange(len(files.shards)), 3))
+        found = [files.open(number) for number in order.tolist()]
+        path = tmp_path / f"{seed}"
+        good = 0
+        for file, number in zip(found, order.tolist(), strict=True):  # gone from the cache, most of them
+            path.write_bytes(file.read(0, 30_000))
+            good += sha256(path) == files.shards[number].sha256
+        told.put((good, len(order)))
+
+    processes = [fork.Process(target=look, args=(seed,)) for seed in range(PROCESSES)]
+    for process in processes:
+        process.start()
+    for _ in processes:
+        good, asked = told.get(timeout=50)
+        assert good == asked > 50
+    for process in processes:
+        process.join()
+    shards = sum(shard.size for shard in files_of(load(spec(URI))).shards)
+    left = sum(path.stat().st_size for path in (tmp_path / "cache/shards").glob("*/*"))
+    assert left <= min(shards / 2, PROCESSES * 20_480)
 
 
 # --- what is wrong, in a line ---
@@ -304,3 +349,64 @@ def test_a_run_resumes_mid_epoch_bit_for_bit(digits: Path, workers: str) -> None
     done = run(digits, "verify-resume", "--whole", "--seed", "1", "--set", f"loader.num_workers={workers}")
     assert done.returncode == 0, done.stderr
     assert "Equal, bit for bit" in done.stdout
+
+
+SILENCE = 3  # seconds without a step: it waits
+PLAIN = (
+    "model={name: tutorial_net}",
+    "dataset.resize=16",
+    "dataset.normalize={mean: [0.3], std: [0.4]}",
+    "train.precision=fp32",
+)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(digits: Path, tmp_path: Path) -> None:
+    """Sharing a small cache: the same images in the same order, the same losses and weights."""
+    keys = [f"store.uri={tmp_path}", "loader.num_workers=0", "train.epochs=1", *PLAIN]
+    list(pipeline.job(load_spec(digits, keys, {}), "one", StopFlag()))
+    words = [word for key in (*keys, "resources.processes=2") for word in ("--set", key)]
+    done = run(digits, "run", "--run-id", "two", *words)
+    assert done.returncode == 0, done.stderr
+    one, two = (losses(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == len(two) == 27
+    assert np.abs(np.subtract(one, two)).max() < 1e-5
+    alone, together = state_of(tmp_path / "one"), state_of(tmp_path / "two")
+    assert alone["seen"] == together["seen"], "the chain of hashes over all sample indices"
+    for name, weight in alone["module"].items():
+        torch.testing.assert_close(together["module"][name], weight, rtol=1e-4, atol=1e-5)
+
+
+def losses(folder: Path) -> list[float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["kind"] == "loss"]
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    newest = json.loads((folder / "checkpoints/latest.json").read_text())["files"][0]["file"]
+    return checkpoint.read(folder / "checkpoints" / newest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_sigterm_while_the_store_is_away_ends_within_the_grace(
+    digits: Path, server: ObjectStorage, tmp_path: Path, workers: str
+) -> None:
+    """Waits for a store grow to minutes; nobody waits for them, the worker processes neither."""
+    keys = (f"store.uri={tmp_path}", f"loader.num_workers={workers}", "checkpoint.grace=1s", "train.epochs=50")
+    words = [word for key in keys for word in ("--set", key)]
+    command = [sys.executable, "-m", "job", "run", str(digits), "--run-id", "cut", *words, "--log-format", "plain"]
+    with subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        said = b""
+        while b"[1,     1]" not in said:
+            said += (more := process.stdout.read(10_000))
+            assert more, said
+        server.faults.add("503", "get", "head", name=".tar", times=None)
+        while select.select([process.stdout], [], [], SILENCE)[0]:  # it learns from what it has
+            said += (more := process.stdout.read(10_000))
+            assert more, said
+        process.send_signal(signal.SIGTERM)
+        said += process.communicate(timeout=40)[0]  # to the end: nobody has the pipe any more
+    assert process.returncode == 75, said
+    assert b"checkpoint.grace, 1 s, is over" in said
