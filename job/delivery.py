@@ -32,7 +32,6 @@ RESTARTS = (1.0, 60.0)  # seconds before a dead uploader is started again, the f
 LEAVE = 2.0  # seconds of checkpoint.grace kept for leaving itself
 NEWS_EVERY = 15.0  # seconds between two lines while the end waits
 HERE = Path(__file__).resolve().parent.parent
-LEAVE = 2.0  # seconds kept for the exit itself
 SHOWN = 5  # names of files in a message
 
 

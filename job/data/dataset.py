@@ -116,20 +116,7 @@ def load(spec: Dataset, *, keep: bool = True, poll: Callable[[], None] = lambda:
     with ThreadPoolExecutor(3) as pool:  # each lets go of the interpreter's lock while it goes over the pixels
         leaking, digest = pool.submit(_leaked, raw), pool.submit(_digest, raw)
         mean, std = _normalisation(spec, raw)
-    leaked = leaking.result()
-    return Splits(
-        train=raw.train,
-        validation=raw.validation,
-        test=raw.test,
-        classes=raw.classes,
-        mean=mean,
-        std=std,
-        sha256=digest.result(),
-        source=source.where,
-        notices=raw.notices + _leakage(leaked),
-        skipped=raw.skipped,
-        leaked=leaked,
-    )
+    return _splits(raw, source, (mean, std), digest.result(), leaking.result())
 
 
 def _in_shards(raw: _Raw, found: shards.Found, spec: Dataset, source: Source) -> Splits:
@@ -142,6 +129,13 @@ def _in_shards(raw: _Raw, found: shards.Found, spec: Dataset, source: Source) ->
             places = foundation(part.images)[1]
             digest.update(b"" if places is None else np.ascontiguousarray(places).data)
     mean, std = (tuple(index.mean), tuple(index.std)) if auto else _given(spec, channels)
+    return _splits(raw, source, (mean, std), digest.hexdigest(), index.leaked)
+
+
+def _splits(
+    raw: _Raw, source: Source, statistics: tuple[tuple[float, ...], tuple[float, ...]], sha256: str, leaked: int
+) -> Splits:
+    mean, std = statistics
     return Splits(
         train=raw.train,
         validation=raw.validation,
@@ -149,11 +143,11 @@ def _in_shards(raw: _Raw, found: shards.Found, spec: Dataset, source: Source) ->
         classes=raw.classes,
         mean=mean,
         std=std,
-        sha256=digest.hexdigest(),
+        sha256=sha256,
         source=source.where,
-        notices=_leakage(index.leaked),
-        skipped=(),
-        leaked=index.leaked,
+        notices=raw.notices + _leakage(leaked),
+        skipped=raw.skipped,
+        leaked=leaked,
     )
 
 

@@ -162,7 +162,7 @@ class Outbox:
     def _unsent(self, *but: str) -> set[str]:
         """What is missing, by name; a checkpoint that no pointer names is not missed."""
         local = read_pointer(self.root / POINTER)
-        named = {f"checkpoints/{one['file']}" for entry in local for one in files_of(entry)}
+        named = _named(local)
         with self.lock:
             known = set(self.journal.waiting) | (self.snapshots.there - set(self.journal.stored))
             names = {name for name in known if name in named or not is_checkpoint(name)}
@@ -194,11 +194,7 @@ class Outbox:
             item = self.journal.waiting.get(name)
         if item is None:  # dropped meanwhile
             return True
-        rest = [
-            entry
-            for entry in self.journal.published
-            if all(f"checkpoints/{one['file']}" != name for one in files_of(entry))
-        ]
+        rest = [entry for entry in self.journal.published if name not in _named([entry])]
         if rest != self.journal.published:  # other bytes under a name that readers are being sent to
             self._publish(rest, None)
         began = self.clock()
@@ -254,7 +250,7 @@ class Outbox:
     def _sweep_checkpoints(self) -> bool:
         """Deletes from the store what its pointer does not name: retention, and leftovers of a kill."""
         self.guard()
-        named = {f"checkpoints/{one['file']}" for entry in self.journal.published for one in files_of(entry)}
+        named = _named(self.journal.published)
         for entry in self.store.list("checkpoints/"):
             if is_checkpoint(entry.name) and entry.name not in named:
                 self.store.delete(entry.name)
@@ -314,6 +310,11 @@ class Outbox:
 
 def _same(entry: Entry | None, known: Stored | None) -> bool:
     return entry is not None and known is not None and (entry.size, entry.etag) == (known.size, known.etag)
+
+
+def _named(entries: list[dict[str, Any]]) -> set[str]:
+    """The files that a pointer of these entries sends readers to."""
+    return {f"checkpoints/{one['file']}" for entry in entries for one in files_of(entry)}
 
 
 def _has_its_place(name: str) -> bool:

@@ -177,23 +177,22 @@ def test_data_science_itself_may_attach_to_the_network_and_change_nothing_of_it(
     assert not [permission for _, permission in told if permission.endswith(("UPDATE", "MANAGE"))]
 
 
-def test_the_job_runs_of_data_science_are_those_of_the_compartment(resources: dict[str, dict[str, Any]]) -> None:
-    rule = resources["oci_identity_dynamic_group.data_science[0]"]["matching_rule"]
-    answer = parse_dynamic_group_matching_rules(rule, error_mode="raise")
+def members(group: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What a member of the dynamic group has to be, all of it."""
+    answer = parse_dynamic_group_matching_rules(group["matching_rule"], error_mode="raise")
     assert isinstance(answer, dict)
     expression = answer["rules"][0]["expr"]
     assert expression["mode"] == "all"
-    assert list(clauses(expression)) == [
+    return list(clauses(expression))
+
+
+def test_the_job_runs_of_data_science_are_those_of_the_compartment(resources: dict[str, dict[str, Any]]) -> None:
+    assert members(resources["oci_identity_dynamic_group.data_science[0]"]) == [
         ("resource.type", "datasciencejobrun"), ("resource.compartment.id", IDS["compartment_ocid"])
     ]  # fmt: skip
 
 
 def test_the_group_is_the_runs_by_compartment_and_tag(resources: dict[str, dict[str, Any]]) -> None:
-    rule = resources["oci_identity_dynamic_group.runs"]["matching_rule"]
-    answer = parse_dynamic_group_matching_rules(rule, error_mode="raise")
-    assert isinstance(answer, dict)
-    expression = answer["rules"][0]["expr"]
-    assert expression["mode"] == "all"
-    assert list(clauses(expression)) == [
+    assert members(resources["oci_identity_dynamic_group.runs"]) == [
         ("instance.compartment.id", IDS["compartment_ocid"]), ("tag.gpu_job.role.value", "run")
     ]  # fmt: skip
