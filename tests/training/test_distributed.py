@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from job.spec.schema import Augment, Spec
 from job.training.distributed import ALONE, Ranks, join
 from job.training.evaluate import predict
 from job.training.trainer import State, StepDone, train
+from tests.training.launched import interrupt, start
 
 CPU = Device("cpu", "test", "fp32", compile=False, channels_last=False, threads=1)
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -179,13 +179,6 @@ def descendants(parent: int) -> list[int]:
     return [*children, *(found for child in children for found in descendants(child))]
 
 
-def start(tmp_path: Path, *changes: str, more: Sequence[str] = ()) -> "subprocess.Popen[str]":
-    (tmp_path / "spec.yaml").write_text(RUN)
-    command = [sys.executable, "-m", "job", "run", str(tmp_path / "spec.yaml"), "--run-id", "run"]
-    sets = [word for change in (f"store.uri={tmp_path}", *changes) for word in ("--set", change)]
-    return subprocess.Popen([*command, *sets, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def rank(process: "subprocess.Popen[str]", number: int) -> int:
     for child in descendants(process.pid):
         if f"\0RANK={number}\0" in Path(f"/proc/{child}/environ").read_text():
@@ -195,7 +188,7 @@ def rank(process: "subprocess.Popen[str]", number: int) -> int:
 
 @pytest.mark.slow
 def test_kill_9_of_one_of_two_ends_in_one_result(tmp_path: Path) -> None:
-    with start(tmp_path, "train.epochs=12") as process:
+    with start(tmp_path, RUN, "train.epochs=12") as process:
         assert process.stdout is not None
         assert any(line.startswith("Saved") for line in process.stdout)
         os.kill(rank(process, 1), signal.SIGKILL)
@@ -240,7 +233,7 @@ def meet_and_die(late: int) -> None:
 
 @pytest.mark.slow
 def test_nothing_stays_when_the_launcher_is_killed(tmp_path: Path) -> None:
-    with start(tmp_path, "train.epochs=100000") as process:
+    with start(tmp_path, RUN, "train.epochs=100000") as process:
         assert process.stdout is not None
         assert any(line.startswith("[2,") for line in process.stdout)
         family = descendants(process.pid)
@@ -262,7 +255,7 @@ def runs(process: int) -> bool:
 
 @pytest.mark.slow
 def test_what_the_user_can_mend_is_told_once_and_not_tried_again(tmp_path: Path) -> None:
-    with start(tmp_path, "loader.batch_size=239") as process:  # 240 images: the second batch has one
+    with start(tmp_path, RUN, "loader.batch_size=239") as process:  # 240 images: the second batch has one
         said, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
     assert said.count("Run run in") == 1
@@ -272,15 +265,11 @@ def test_what_the_user_can_mend_is_told_once_and_not_tried_again(tmp_path: Path)
 
 @pytest.mark.slow
 def test_sigterm_interrupts_both_and_one_process_goes_on(tmp_path: Path) -> None:
-    with start(tmp_path, "train.epochs=100000") as process:
-        assert process.stdout is not None
-        assert any(line.startswith("[2,") for line in process.stdout)
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode == 75, errors
+    with start(tmp_path, RUN, "train.epochs=100000") as process:
+        errors = interrupt(process, 120)
     assert "run: stopped, received SIGTERM; go on with --run-id run" in errors
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "interrupted"
-    with start(tmp_path, "train.epochs=100000", "resources.processes=1", more=["--stop-after", "1"]) as process:
+    with start(tmp_path, RUN, "train.epochs=100000", "resources.processes=1", more=["--stop-after", "1"]) as process:
         said, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
     assert "Resumed from step-" in said

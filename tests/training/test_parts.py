@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from job.training.checkpoint import Place
 from job.training.distributed import ALONE, Ranks, join
 from job.training.evaluate import predict
 from job.training.trainer import State, StepDone, train
+from tests.training.launched import interrupt, start
 
 CPU = Device("cpu", "test", "fp32", compile=False, channels_last=False, threads=1)
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -192,25 +192,14 @@ def test_a_damaged_part_is_refused_and_the_checkpoint_before_taken(tmp_path: Pat
         checkpoint.read(folder.checkpoints / "step-00000002.pt")
 
 
-def start(tmp_path: Path, *changes: str) -> "subprocess.Popen[str]":
-    (tmp_path / "spec.yaml").write_text(RUN)
-    command = [sys.executable, "-m", "job", "run", str(tmp_path / "spec.yaml"), "--run-id", "run"]
-    sets = [word for change in (f"store.uri={tmp_path}", *changes) for word in ("--set", change)]
-    return subprocess.Popen([*command, *sets], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.mark.slow
 def test_a_run_in_parts_is_interrupted_goes_on_and_is_read_by_one_process(tmp_path: Path) -> None:
-    with start(tmp_path, "train.epochs=100000") as process:
-        assert process.stdout is not None
-        assert any(line.startswith("[2,") for line in process.stdout)
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=240)
-    assert process.returncode == 75, errors
+    with start(tmp_path, RUN, "train.epochs=100000") as process:
+        interrupt(process, 240)
     entries = read_pointer(tmp_path / "run/checkpoints/latest.json")
     assert [len(files_of(entry)) for entry in entries] == [3] * len(entries)
     epochs = entries[0]["epoch"] + 2
-    with start(tmp_path, f"train.epochs={epochs}") as process:
+    with start(tmp_path, RUN, f"train.epochs={epochs}") as process:
         said, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert "Resumed from step-" in said
