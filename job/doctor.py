@@ -10,6 +10,7 @@ from pathlib import Path
 from job.device import available_memory, cpu_count, gpus
 from job.environment import gpu
 from job.errors import JobError
+from job.runfolder import WHERE_RUNS_LIE
 
 SHM_ENOUGH = 2**30  # bytes; Docker gives 64 MiB unless told otherwise
 DISK_ENOUGH = 5 * 2**30  # bytes for checkpoints and a data set
@@ -68,7 +69,7 @@ def _shm() -> Iterator[tuple[bool, str]]:
 def _disk(folder: Path | None = None) -> Iterator[tuple[bool, str]]:
     folder = Path.cwd() if folder is None else folder
     free = shutil.disk_usage(folder).free
-    cure = "" if free >= DISK_ENOUGH else "; free some, or set store.uri to a larger disk"
+    cure = "" if free >= DISK_ENOUGH else f"; free some, or choose a larger disk with {WHERE_RUNS_LIE}"
     yield free >= DISK_ENOUGH, f"disk: {free / 2**30:.1f} GiB free in {folder}{cure}"
 
 

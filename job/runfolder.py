@@ -23,6 +23,7 @@ OUTBOX = ".outbox"  # in a run's folder: what the uploader keeps there
 STATE = f"{OUTBOX}/state.json"
 UNSEEN = f"{OUTBOX}/unseen"  # this run began without knowing whether the store holds one of its id
 STORE_FACTS = ("uri", "phase", "durable", "lag_seconds", "waiting", "error")  # of the uploader, for status.json
+WHERE_RUNS_LIE = "store.uri, or JOB_WORK_DIR where that is oci://"
 CHECKPOINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.pt")
 
 
@@ -80,30 +81,31 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusals for `path` into one line with a cure."""
+def disk_errors(path: Path, setting: str = WHERE_RUNS_LIE) -> Iterator[None]:
+    """Turns the operating system's refusals for `path` into one line with a cure. `setting` chooses the folder."""
+    another = f"choose another folder{setting and ' with '}{setting}"
     cures = {
         errno.ENOSPC: "free some space, then do the same again",
-        errno.EDQUOT: "the disk quota is used up; choose another folder with store.uri",
-        errno.EACCES: "give this user the right to write there, or choose another folder with store.uri",
-        errno.EPERM: "give this user the right to write there, or choose another folder with store.uri",
-        errno.EROFS: "the file system is read-only; choose another folder with store.uri",
-        errno.ENOTDIR: "a file stands where a folder is needed; choose another folder with store.uri",
-        errno.EEXIST: "a file stands where a folder is needed; choose another folder with store.uri",
-        errno.ENOENT: "the folder cannot be made there; choose another one with store.uri",
+        errno.EDQUOT: f"the disk quota is used up; {another}",
+        errno.EACCES: f"give this user the right to write there, or {another}",
+        errno.EPERM: f"give this user the right to write there, or {another}",
+        errno.EROFS: f"the file system is read-only; {another}",
+        errno.ENOTDIR: f"a file stands where a folder is needed; {another}",
+        errno.EEXIST: f"a file stands where a folder is needed; {another}",
+        errno.ENOENT: f"the folder cannot be made there; {another}",
         errno.EISDIR: "a folder stands where a file is needed; remove it",
     }
     try:
         yield
     except OSError as error:
-        cure = cures.get(error.errno or 0, "check the disk, or choose another folder with store.uri")
+        cure = cures.get(error.errno or 0, f"check the disk, or {another}")
         raise JobError(str(path), (error.strerror or str(error)).lower(), cure) from error
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
+def atomic(path: Path, setting: str = WHERE_RUNS_LIE) -> Iterator[IO[bytes]]:
     """A binary file that appears under `path` whole, or not at all: also after a kill or a power cut."""
-    with disk_errors(path):
+    with disk_errors(path, setting):
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         temporary = Path(name)
         try:

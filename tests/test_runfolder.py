@@ -12,6 +12,7 @@ from job.runfolder import (
     RunFolder,
     append_line,
     atomic,
+    disk_errors,
     read_lines,
     read_pointer,
     sha256,
@@ -148,3 +149,18 @@ def test_a_pointer_without_sense_names_nothing(tmp_path: Path, content: str) -> 
     (tmp_path / "latest.json").write_text(content)
     assert read_pointer(tmp_path / "latest.json") == []
     assert read_pointer(tmp_path / "absent.json") == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "cure"),
+    [
+        (None, "choose another folder with store.uri, or JOB_WORK_DIR where that is oci://"),
+        ("dataset.root", "choose another folder with dataset.root"),
+        ("", "choose another folder"),
+    ],
+)
+def test_the_cure_names_the_setting_that_chooses_the_folder(tmp_path: Path, setting: str | None, cure: str) -> None:
+    given = () if setting is None else (setting,)
+    with pytest.raises(JobError) as caught, disk_errors(tmp_path, *given):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    assert caught.value.cure == f"the file system is read-only; {cure}"

@@ -251,7 +251,7 @@ def _refuse_sizes(root: Path, files: Sequence[File], place: int, size: tuple[int
 
 def _listed(root: Path) -> tuple[list[File], tuple[str, ...], list[str]]:
     """The files by class and path, the class names, and notices of what was passed over."""
-    with disk_errors(root):
+    with disk_errors(root, "dataset.root"):
         given = {PARTS[name.lower()]: name for name in _folders(root) if name.lower() in PARTS}
         if not {"train", "test"} <= given.keys():
             given = {"": ""}

@@ -20,7 +20,7 @@ from job.runfolder import sha256
 from job.storage.attempts import Damaged, anew, attempt
 from job.storage.connection import Connection, look
 from job.storage.pace import Pace
-from job.storage.store import StoreError, refusals
+from job.storage.store import StoreError, refusals, unfinished
 
 CHUNK = 16 * 2**20  # bytes of a range
 PARALLEL = 8  # ranges at once; each holds a piece
@@ -50,8 +50,7 @@ class _Unfinished:
     """A file that grows in pieces beside its place, and a journal of the chunks that are in it."""
 
     def __init__(self, path: Path, header: str) -> None:
-        self.data = path.with_name(f".{path.name}.get.part")
-        self._journal = path.with_name(f".{path.name}.journal.part")
+        self.data, self._journal = unfinished(path)
         self._header = header.replace("\n", " ")
         self._lock = threading.Lock()
         self.done: set[int] = set()

@@ -78,6 +78,11 @@ def open_store(uri: str, timeout: float = TIMEOUT) -> Store:
     return store
 
 
+def unfinished(path: Path) -> tuple[Path, Path]:
+    """Beside `path`, what a `get` that was cut off may have left: the bytes, and a note of which of them are there."""
+    return path.with_name(f".{path.name}.get.part"), path.with_name(f".{path.name}.journal.part")
+
+
 def open_uri(uri: str, _timeout: float = TIMEOUT) -> "FolderStore":
     return FolderStore(Path(uri.removeprefix("file://")))
 
@@ -102,7 +107,7 @@ class FolderStore:
         if not source.is_file():
             where = f"{self.uri}/{name}"
             raise StoreError(where, "there is no such file", "check the name and the folder", final=True)
-        with refusals(path), source.open("rb") as stored, atomic(path) as file:
+        with refusals(path), source.open("rb") as stored, atomic(path, "") as file:
             shutil.copyfileobj(stored, file, 2**20)
 
     def head(self, name: str) -> Entry | None:
@@ -126,15 +131,15 @@ class FolderStore:
     def delete(self, name: str) -> None:
         path = self._path(name)
         if path.exists():
-            with refusals(path), self._locked():
+            with refusals(path, "store.uri"), self._locked():
                 path.unlink(missing_ok=True)
 
     def _write(self, path: Path, name: str, wanted: Callable[[Entry | None], bool]) -> Entry | None:
         """Copies, then takes the lock, asks `wanted` about what is there now, and renames; copying may take long."""
         target = self._path(name)
-        with contextlib.suppress(_UnwantedError), contextlib.ExitStack() as stack, refusals(target):
+        with contextlib.suppress(_UnwantedError), contextlib.ExitStack() as stack, refusals(target, "store.uri"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _readable(path) as source, atomic(target) as file:
+            with _readable(path) as source, atomic(target, "store.uri") as file:
                 shutil.copyfileobj(source, file, 2**20)
                 file.flush()
                 now = time.time_ns()  # finer than the clock of most file systems, so that etags differ
@@ -182,10 +187,10 @@ def _is_content(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def refusals(path: Path) -> Iterator[None]:
+def refusals(path: Path, setting: str = "") -> Iterator[None]:
     """The operating system's refusals as StoreErrors; those that time may mend are not final."""
     try:
-        with disk_errors(path):
+        with disk_errors(path, setting):
             yield
     except JobError as error:
         number = error.__cause__.errno if isinstance(error.__cause__, OSError) else None

@@ -3,7 +3,11 @@
 import hashlib
 import io
 import os
+import subprocess
+import sys
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -90,6 +94,85 @@ def test_a_mirror_in_a_bucket(store: ObjectStore, server: ObjectStorage, tmp_pat
     unpack_mirror(spec, tmp_path / "images")
     found = {p.relative_to(tmp_path / "images").as_posix(): p.read_bytes() for p in tmp_path.glob("images/*/*")}
     assert found == {name.removeprefix("flowers/"): content for name, content in members.items()}
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from job.data.fetch import unpack_mirror
+from job.spec.schema import Dataset
+from job.storage import download
+download.CHUNK, download.PARALLEL = 1000, 1
+unpack_mirror(Dataset.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("again", ["the same", "replaced"])
+def test_a_mirror_goes_on_after_kill_9(store: ObjectStore, server: ObjectStorage, tmp_path: Path, again: str) -> None:
+    """Another process; what was replaced in the bucket meanwhile is fetched from its beginning."""
+    root = tmp_path / "images"
+    spec = mirrored(
+        store,
+        packed({"flowers/rose/1.png": os.urandom(9000), "flowers/tulip/2.png": b"2"}, tmp_path / "flowers.tar.gz"),
+    )
+    server.faults.add("hang", "get", name="tar.gz", times=None, after=6)  # the first is the checksum's
+    server.told.clear()
+    command = [sys.executable, "-c", FETCH, spec.model_dump_json(), str(root)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as process:
+        while server.count("get") < 7:  # the checksum's, five that are answered, and one that is not
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    [left] = tmp_path.glob(".fetch-*")
+    assert (left / ".flowers.tar.gz.journal.part").read_text().count("\n") == 1 + 5
+    server.faults.clear()
+    if again == "replaced":
+        mirrored(
+            store,
+            packed({"flowers/rose/1.png": os.urandom(8000), "flowers/tulip/2.png": b"2"}, tmp_path / "flowers.tar.gz"),
+        )
+    size, whole = (tmp_path / "flowers.tar.gz").stat().st_size, (tmp_path / "flowers.tar.gz").read_bytes()
+    server.told.clear()
+    unpack_mirror(spec, root)
+    asked = [told for told in server.told if told.operation == "get" and told.name.endswith("tar.gz")]
+    assert len(asked) == -(-size // 1000) - (5 if again == "the same" else 0)
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        content = tar.extractfile("flowers/rose/1.png")
+        assert content is not None
+        assert (root / "rose/1.png").read_bytes() == content.read()
+    assert list(tmp_path.glob(".fetch-*")) == []
+
+
+def test_a_mirror_goes_on_when_the_store_answers_again(
+    store: ObjectStore, server: ObjectStorage, tmp_path: Path
+) -> None:
+    root = tmp_path / "images"
+    spec = mirrored(
+        store,
+        packed({"flowers/rose/1.png": os.urandom(9000), "flowers/tulip/2.png": b"2"}, tmp_path / "flowers.tar.gz"),
+    )
+    server.faults.add("503", "get", name="tar.gz", times=None, after=6)  # the first is the checksum's
+    with pytest.raises(DataError, match="503 ServiceUnavailable"):
+        unpack_mirror(spec, root)
+    server.faults.clear()
+    server.told.clear()
+    unpack_mirror(spec, root)
+    assert sum(told.operation == "get" and told.name.endswith("tar.gz") for told in server.told) <= 5
+    assert (root / "rose/1.png").exists()
+    assert list(tmp_path.glob(".fetch-*")) == []
+
+
+def test_two_that_want_one_mirror_fetch_it_once(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:
+    spec = mirrored(
+        store,
+        packed({"flowers/rose/1.png": os.urandom(9000), "flowers/tulip/2.png": b"2"}, tmp_path / "flowers.tar.gz"),
+    )
+    server.told.clear()
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(unpack_mirror, spec, tmp_path / "images") for _ in range(2)]:
+            each.result()
+    assert sum(told.operation == "get" and told.name.endswith("tar.gz") for told in server.told) <= 10
+    assert list(tmp_path.glob(".fetch-*")) == []
 
 
 def test_a_mirror_is_not_trusted(store: ObjectStore, tmp_path: Path) -> None:
