@@ -3,9 +3,9 @@
 A data set that fits stays on the device. Else each candidate, from the cheapest up, brings batches that the network
 learns from for a moment (on a copy), so what workers take from training on a CPU counts; where a step takes too long
 for that, loading is measured alone. The search is successive halving: all get a share of the time, the better half
-again, until one is left, of which more batches ahead and the other pinning are tried. It ends as soon as training does
-not wait, or when `loader.tune_budget` or 2 % of the estimated run is used up, whichever comes first; starting workers
-counts. The choice is kept for this machine, data set and network.
+again, until one is left, of which more batches ahead and the other pinning are tried. Of equally fast ones the cheapest
+is taken. It ends as soon as training does not wait, or when `loader.tune_budget` or 2 % of the estimated run is used
+up, whichever comes first; starting workers counts. The choice is kept for this machine, data set and network.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from job.spec.schema import Augment, Loader, Train
 NEVER_WAITS = 0.97  # of the network's own rate: what training reaches with a loader that it does not wait for
 ENOUGH = 1.5  # a loader this many times faster than the network never makes it wait, where it works beside it
 ENOUGH_IN_TURN = 30.0  # the same where loading and training share the processor
+ALIKE = 0.95  # of the fastest: less apart than two measurements of the same; more workers would be waste
 RUN_SHARE = 0.02  # of the estimated training time is the most that tuning may take
 FIRST_STAGE = 0.75  # of the budget goes into the number of workers, the rest into refining it
 START = 0.1  # seconds that starting a worker may take beside its first batch
@@ -78,7 +79,10 @@ class Search:
         return best
 
     def _halve(self, alive: list[Row], deadline: float) -> Settings:
-        """Measures all, then the better half for as long again, until one is left or the time is used up."""
+        """Measures all, then the better half for as long again, until one is left or the time is used up.
+
+        They come cheapest first.
+        """
         with contextlib.ExitStack() as opened:
             brought: dict[Settings, Iterator[Batch]] = {}
             while True:
@@ -91,10 +95,11 @@ class Search:
                         self._pass_over(alive[index + 1 :], "not needed")
                         return row.settings
                 tried = [self.rows[row.settings] for row in alive if self.rows[row.settings].images_per_second]
-                alive = sorted(tried, key=_speed, reverse=True)
-                if len(alive) <= 2 or clock() >= deadline:  # noqa: PLR2004 - of two the better one is known
-                    return alive[0].settings
-                alive = alive[: -(-len(alive) // 2)]
+                better = _better(tried)
+                if len(tried) <= 2 or clock() >= deadline:  # noqa: PLR2004 - of two the better one is known
+                    return better[0].settings
+                kept = better[: -(-len(better) // 2)]
+                alive = [row for row in tried if row in kept]
 
     def _measure(
         self, row: Row, share: float, brought: dict[Settings, Iterator[Batch]], opened: contextlib.ExitStack
@@ -214,18 +219,24 @@ def images_per_second(
 
 def reason(speed: float, search: Search) -> str:
     """The choice in words."""
-    rate = search.rate
+    rate, best = search.rate, f"nothing tried is {1 - ALIKE:.0%} faster"
     if search.work is not None:
         words = f"trains at {speed:,.0f} images/s, {speed / rate:.0%} of what the network takes from memory"
         if speed >= NEVER_WAITS * rate:
             return f"{words}: it never waits"
-        return f"the fastest tried, {words}"
+        return f"{words}; {best}"
     ratio = speed / rate
     if speed >= search.needed:
         return f"brings {speed:,.0f} images/s, {ratio:.1f}× what the network takes: it never waits"
     if ratio >= 1:
-        return f"the fastest tried, {speed:,.0f} images/s, {ratio:.1f}× what the network takes"
-    return f"the fastest tried, {speed:,.0f} images/s, yet the network could take {rate:,.0f}: loading limits this run"
+        return f"brings {speed:,.0f} images/s, {ratio:.1f}× what the network takes; {best}"
+    return f"brings {speed:,.0f} images/s; {best}, yet the network could take {rate:,.0f}: loading limits this run"
+
+
+def _better(rows: list[Row]) -> list[Row]:
+    """The better the earlier: those about as fast as the fastest, as cheap as they came, then the others by speed."""
+    least = ALIKE * max(map(_speed, rows))
+    return sorted(rows, key=lambda row: -min(_speed(row), least))
 
 
 def _speed(row: Row) -> float:
