@@ -2,9 +2,10 @@
 
     JOB_DATA_ROOT=/data python -m tests.bench.checkpoint_store [--repeat 5] [--epochs 3] [--kills N] [--json FILE]
 
-Pairs of whole runs of the sample cifar10.yaml, alternately and in the order AB BA AB; counted are the seconds of
-training in report.json, and the ratio is the median over pairs. The server takes only what the run leaves of this
-machine, since a real one computes elsewhere. How far runs of one kind lie apart is shown beside the ratio.
+Pairs of whole runs of the sample cifar10.yaml. A machine's speed wanders by more than the bar, so the two of a pair run
+at the same time, each on half of the CPUs, and change halves from pair to pair. Counted are the seconds of training in
+report.json; the ratio is the median over pairs. The server takes only what the runs leave of this machine, since a
+real one computes elsewhere. How far runs of one kind lie apart is shown beside the ratio.
 
 `--kills N` does something else: it kills N short runs with uploads at random moments, begins each again, and counts
 those that do not end complete with a true manifest.
@@ -72,12 +73,18 @@ def serve(folder: Path, latency: float, rate: float) -> tuple[dict[str, Any], "s
 
 
 def compare(options: argparse.Namespace, folder: Path, told: dict[str, Any]) -> int:
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        print("skipped: needs two CPUs")
+        return 0
     pairs = []
     for number in range(options.repeat):
-        order = ("none", "store") if number % 2 == 0 else ("store", "none")
-        pairs.append({kind: train(options, folder, told, kind, number) for kind in order})
+        halves = cpus[::2], cpus[1::2]
+        pairs.append(together(options, folder, told, number, halves[:: -1 if number % 2 else 1]))
         print(
-            f"{number + 1}/{options.repeat}: " + ", ".join(f"{kind} {pairs[-1][kind]:.2f} s" for kind in KINDS),
+            f"{number + 1}/{options.repeat}: "
+            + ", ".join(f"{kind} {pairs[-1][kind]:.2f} s" for kind in KINDS)
+            + f", {pairs[-1]['store'] / pairs[-1]['none']:.3f}",
             flush=True,
         )
     none = [pair["none"] for pair in pairs]
@@ -88,18 +95,31 @@ def compare(options: argparse.Namespace, folder: Path, told: dict[str, Any]) -> 
     return finish("checkpoint_store", [ratio], pairs, options.json)
 
 
-def train(options: argparse.Namespace, folder: Path, told: dict[str, Any], kind: str, number: int) -> float:
-    """Seconds of training, as the run's own report has them."""
-    done = start(options, folder, told, kind, f"{kind}-{number}")
-    output, _ = done.communicate()
-    if done.returncode != 0:
-        raise SystemExit(f"{kind} ended with {done.returncode}:\n{output}")
-    report = json.loads((folder / f"work/{kind}-{number}/report.json").read_text(encoding="utf-8"))
-    return float(report["seconds"]["train"])
+def together(
+    options: argparse.Namespace, folder: Path, told: dict[str, Any], number: int, halves: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """Seconds of training of both kinds, as the runs' own reports have them."""
+    running = {
+        kind: start(options, folder, told, kind, f"{kind}-{number}", cpus)
+        for kind, cpus in zip(KINDS, halves, strict=True)
+    }
+    seconds = {}
+    for kind, process in running.items():
+        output, _ = process.communicate()
+        if process.returncode != 0:
+            raise SystemExit(f"{kind} ended with {process.returncode}:\n{output}")
+        report = json.loads((folder / f"work/{kind}-{number}/report.json").read_text(encoding="utf-8"))
+        seconds[kind] = float(report["seconds"]["train"])
+    return seconds
 
 
 def start(
-    options: argparse.Namespace, folder: Path, told: dict[str, Any], kind: str, run_id: str
+    options: argparse.Namespace,
+    folder: Path,
+    told: dict[str, Any],
+    kind: str,
+    run_id: str,
+    cpus: Sequence[int] = (),
 ) -> "subprocess.Popen[str]":
     keys = {"store.uri": f"{told['uri']}/runs" if kind == "store" else str(folder / "work")}
     spec = SAMPLE
@@ -108,7 +128,8 @@ def start(
         spec.write_text(SHORT, encoding="utf-8")
     else:
         keys |= {"dataset.root": str(options.data), "train.epochs": str(options.epochs)}
-    command = [sys.executable, "-m", "job", "run", str(spec), "--run-id", run_id]
+    pinned = ["taskset", "--cpu-list", ",".join(map(str, cpus))] if cpus else []
+    command = [*pinned, sys.executable, "-m", "job", "run", str(spec), "--run-id", run_id]
     command += [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
     environment = {**os.environ, **told["environment"], "JOB_WORK_DIR": str(folder / "work")}
     return subprocess.Popen(
