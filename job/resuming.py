@@ -22,6 +22,7 @@ HARMLESS = (
     "loader.num_workers",
     "loader.pin_memory",
     "loader.prefetch_factor",
+    "loader.start_method",
     "loader.resident",
     "loader.tune",
     "checkpoint.",

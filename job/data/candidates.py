@@ -6,6 +6,7 @@ import resource
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +22,7 @@ SHM = "/dev/shm"  # noqa: S108 - where worker processes hand over their batches
 PREFETCH = 2  # batches a worker keeps ready, before others are tried
 PREFETCHES = (2, 4, 8)
 WORKER_BYTES = 64 * 2**20  # memory of its own that a worker process takes
+SERVER_BYTES = 320 * 2**20  # the same of a fork server, which imports torch
 OPEN_FILES = 256  # descriptors the rest of a run may need
 MEMORY_PART = 0.5  # of what is free may be taken by workers and the batches they hold
 
@@ -42,19 +44,25 @@ def candidates(split: Split, spec: Loader, device: Device) -> list[Row]:
     pin = device.kind == "cuda" and spec.pin_memory is not False
     for count in _worker_counts(spec, rows):
         prefetch = None if count == 0 else (PREFETCH if spec.prefetch_factor == "auto" else spec.prefetch_factor)
-        settings = Settings(spec.batch_size, False, count, pin, prefetch)
+        settings = Settings(spec.batch_size, False, count, pin, prefetch, _first_method(spec))
         rows.append(Row(settings, None, refusal(settings, split)))
     return rows
 
 
 def refinements(best: Settings, split: Split, spec: Loader, device: Device) -> list[Row]:
-    """Variations of the best: more batches ahead, and the other pinning, where the spec leaves them open."""
+    """Variations of the best: more batches ahead, the other pinning, workers begun otherwise, where left open."""
     rows = []
     if best.num_workers and spec.prefetch_factor == "auto":
         rows += [replace(best, prefetch_factor=factor) for factor in PREFETCHES if factor != best.prefetch_factor]
     if device.kind == "cuda" and not best.resident and spec.pin_memory == "auto":
         rows.append(replace(best, pin_memory=not best.pin_memory))
+    if best.num_workers and spec.start_method == "auto":
+        rows.append(replace(best, start_method="forkserver"))
     return [Row(settings, None, refusal(settings, split)) for settings in rows]
+
+
+def _first_method(spec: Loader) -> Literal["fork", "forkserver"]:
+    return "fork" if spec.start_method == "auto" else spec.start_method
 
 
 def worker_counts() -> list[int]:
@@ -85,6 +93,9 @@ def refusal(settings: Settings, split: Split, shm: str = SHM) -> str:
 
 
 def _refusals(settings: Settings, split: Split, shm: str) -> Iterator[str]:
+    server = settings.start_method == "forkserver"
+    if server and not isinstance(foundation(split.images)[0], Encoded):
+        yield "workers that are not forked from this process would each get a copy of the images"
     workers, in_flight = settings.num_workers, settings.num_workers * ((settings.prefetch_factor or PREFETCH) + 1)
     needed = in_flight * settings.batch_size * (int(np.prod(split.images.shape[1:])) + 8)
     if Path(shm).is_dir():
@@ -92,7 +103,7 @@ def _refusals(settings: Settings, split: Split, shm: str) -> Iterator[str]:
         free = room.f_bavail * room.f_frsize
         if needed > free:
             yield f"{shm} has {free / 2**20:.0f} MiB, {needed / 2**20:.0f} are needed: start with --shm-size"
-    memory, free = needed + workers * WORKER_BYTES, int(MEMORY_PART * available_memory())
+    memory, free = needed + workers * WORKER_BYTES + server * SERVER_BYTES, int(MEMORY_PART * available_memory())
     if memory > free:
         yield f"workers and their batches take {memory / 2**20:.0f} MiB of the {free / 2**20:.0f} that may be used"
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -7,9 +7,13 @@ what came before. Pixels travel as uint8; normalising and augmenting are done pe
 
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
+import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -42,13 +46,15 @@ class Settings:
     num_workers: int = 0
     pin_memory: bool = False
     prefetch_factor: int | None = None
+    start_method: Literal["fork", "forkserver"] = "fork"  # of the workers
 
     def __str__(self) -> str:
         if self.resident:
             return "resident"
         pinned = ", pinned" if self.pin_memory else ""
         ahead = f", prefetch {self.prefetch_factor}" if self.num_workers else ""
-        return f"{self.num_workers} worker{'' if self.num_workers == 1 else 's'}{ahead}{pinned}"
+        server = ", forkserver" if self.num_workers and self.start_method == "forkserver" else ""
+        return f"{self.num_workers} worker{'' if self.num_workers == 1 else 's'}{ahead}{pinned}{server}"
 
 
 @dataclass(frozen=True)
@@ -279,12 +285,30 @@ def _whole(batch: Brought) -> Brought:
 
 
 def _begin_work(_number: int) -> None:
-    end_with_parent()  # not only when it looks for more to do: it may be waiting for a store that is away
+    """Ends with the process that trains, and not only when it looks for more to do: a store may be away."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    if trainer.pid == os.getppid():
+        end_with_parent()
+        return
+
+    def wait() -> None:  # the parent is the fork server, which a worker keeps alive
+        trainer.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="ends with the trainer").start()
+
+
+def end_fork_server() -> None:
+    """It takes memory as long as it is there. Its workers must have ended."""
+    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 def _workers(split: Split, settings: Settings, sampler: _Sampler) -> "DataLoader[Brought]":
     # fork shares the decoded array with the workers without a copy; they touch numpy and CPU tensors only
-    fork = multiprocessing.get_context("fork") if settings.num_workers else None
+    context = multiprocessing.get_context(settings.start_method) if settings.num_workers else None
+    if isinstance(context, multiprocessing.context.ForkServerContext):
+        context.set_forkserver_preload([__name__])  # torch once, not in each worker
     with _quiet():
         return DataLoader(
             _Images(split),
@@ -294,7 +318,7 @@ def _workers(split: Split, settings: Settings, sampler: _Sampler) -> "DataLoader
             prefetch_factor=settings.prefetch_factor,
             persistent_workers=settings.num_workers > 0,
             generator=torch.Generator(),  # its own: drawing from the process's would change what dropout draws
-            multiprocessing_context=fork,
+            multiprocessing_context=context,
             worker_init_fn=_begin_work,
             collate_fn=_whole,  # type: ignore[arg-type]  # __getitems__ has made the batch already
         )

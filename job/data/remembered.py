@@ -19,7 +19,7 @@ from job.errors import JobError
 from job.runfolder import write_json
 from job.spec.schema import Spec
 
-VERSION = 1  # of how candidates are measured: raised when old choices no longer count
+VERSION = 2  # of how candidates are measured: raised when old choices no longer count
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 A data set that fits stays on the device. Else each candidate, from the cheapest up, brings batches that the network
 learns from for a moment (on a copy), so what workers take from training on a CPU counts; where a step takes too long
 for that, loading is measured alone. The search is successive halving: all get a share of the time, the better half
-again, until one is left, of which more batches ahead and the other pinning are tried. Of equally fast ones the cheapest
-is taken. It ends as soon as training does not wait, or when `loader.tune_budget` or 2 % of the estimated run is used
-up, whichever comes first; starting workers counts. The choice is kept for this machine, data set and network.
+again, until one is left, of which more batches ahead, the other pinning and workers begun by a fork server are tried.
+Of equally fast ones the cheapest is taken. It ends as soon as training does not wait, or when `loader.tune_budget` or
+2 % of the estimated run is used up, whichever comes first; starting workers counts. The choice is kept for this
+machine, data set and network.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from job.data.candidates import Row, candidates, refinements
 from job.data.dataset import Split
-from job.data.loader import Batch, Pixels, Settings, TrainingBatches
+from job.data.loader import Batch, Pixels, Settings, TrainingBatches, end_fork_server
 from job.data.remembered import NOWHERE, Memory
 from job.device import Device
 from job.errors import JobError
@@ -30,6 +31,7 @@ ALIKE = 0.95  # of the fastest: less apart than two measurements of the same; mo
 RUN_SHARE = 0.02  # of the estimated training time is the most that tuning may take
 FIRST_STAGE = 0.75  # of the budget goes into the number of workers, the rest into refining it
 START = 0.1  # seconds that starting a worker may take beside its first batch
+SERVER_START = 3.0  # seconds until a fork server has imported torch
 RESIDENT_SHARE = 0.25  # seconds for a resident data set: its speed is told, but there is nothing to choose
 STEPS = 4  # of training that must fit into a candidate's share, or loading is measured alone
 LONGEST = 200  # batches of a measurement
@@ -95,11 +97,11 @@ class Search:
                         self._pass_over(alive[index + 1 :], "not needed")
                         return row.settings
                 tried = [self.rows[row.settings] for row in alive if self.rows[row.settings].images_per_second]
-                better = _better(tried)
                 if len(tried) <= 2 or clock() >= deadline:  # noqa: PLR2004 - of two the better one is known
-                    return better[0].settings
-                kept = better[: -(-len(better) // 2)]
-                alive = [row for row in tried if row in kept]
+                    least = ALIKE * max(map(_speed, tried))
+                    return next(row.settings for row in tried if _speed(row) >= least)
+                least = sorted(map(_speed, tried))[len(tried) // 2]
+                alive = [row for row in tried if _speed(row) >= least]
 
     def _measure(
         self, row: Row, share: float, brought: dict[Settings, Iterator[Batch]], opened: contextlib.ExitStack
@@ -137,7 +139,8 @@ class Search:
         """Seconds until the workers' first batch, by the speed that was found without any."""
         alone = self.rows.get(Settings(settings.batch_size, False, 0, settings.pin_memory))
         slow = alone is not None and alone.images_per_second
-        return START * math.sqrt(settings.num_workers) + (settings.batch_size / slow if slow else 0.0)
+        server = SERVER_START if settings.start_method == "forkserver" else 0.0
+        return server + START * math.sqrt(settings.num_workers) + (settings.batch_size / slow if slow else 0.0)
 
     def _pass_over(self, rows: list[Row], note: str) -> None:
         for row in rows:
@@ -174,16 +177,18 @@ def choose(
     variations = [row for row in refinements(possible[0].settings, split, spec, device) if not row.note]
     if len(possible) == 1 and not variations:
         return LoaderPlan(possible[0].settings, (*possible, *refused), "the spec leaves one choice", rate)
-    allowed = {replace(row.settings, pin_memory=False, prefetch_factor=None) for row in possible}
+    allowed = {_kind(row.settings) for row in possible}
     known = memory.recall()
     if known is not None:
         settings, table, why = known
-        if replace(settings, pin_memory=False, prefetch_factor=None) in allowed:
+        if _kind(settings) in allowed:
             return LoaderPlan(settings, table, why, rate)
     budget = min(spec.tune_budget, RUN_SHARE * train.epochs * len(split.labels) / rate)
     fits = work is not None and STEPS * len(possible) * spec.batch_size / rate <= FIRST_STAGE * budget
     search = Search(split, spec, augment, device, pixels, train.seed, rate, budget, work if fits else None, poll)
     best = search.run(possible)
+    if best.start_method != "forkserver":
+        end_fork_server()
     table = (*search.rows.values(), *refused)
     why = reason(search.rows[best].images_per_second or 0, search)
     memory.keep(best, table, why)
@@ -219,7 +224,7 @@ def images_per_second(
 
 def reason(speed: float, search: Search) -> str:
     """The choice in words."""
-    rate, best = search.rate, f"nothing tried is {1 - ALIKE:.0%} faster"
+    rate, best = search.rate, f"nothing measured beside it is {1 - ALIKE:.0%} faster"
     if search.work is not None:
         words = f"trains at {speed:,.0f} images/s, {speed / rate:.0%} of what the network takes from memory"
         if speed >= NEVER_WAITS * rate:
@@ -233,10 +238,9 @@ def reason(speed: float, search: Search) -> str:
     return f"brings {speed:,.0f} images/s; {best}, yet the network could take {rate:,.0f}: loading limits this run"
 
 
-def _better(rows: list[Row]) -> list[Row]:
-    """The better the earlier: those about as fast as the fastest, as cheap as they came, then the others by speed."""
-    least = ALIKE * max(map(_speed, rows))
-    return sorted(rows, key=lambda row: -min(_speed(row), least))
+def _kind(settings: Settings) -> tuple[bool, int]:
+    """What candidates differ in; the rest is refined."""
+    return settings.resident, settings.num_workers
 
 
 def _speed(row: Row) -> float:

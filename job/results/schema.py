@@ -250,6 +250,8 @@ class LoaderSettings(Record):
     """Page-locked buffers for the copy."""
     prefetch_factor: int | None
     """Batches each worker keeps ready."""
+    start_method: Literal["fork", "forkserver"] = "fork"
+    """How the workers began."""
 
 
 class LoaderRow(Record):
@@ -261,6 +263,8 @@ class LoaderRow(Record):
     """Page-locked buffers for the copy."""
     prefetch_factor: int | None
     """Batches each worker keeps ready."""
+    start_method: Literal["fork", "forkserver"] = "fork"
+    """How the workers began."""
     resident: bool
     """The whole data set is kept on the device."""
     images_per_second: float | None

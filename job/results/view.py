@@ -139,7 +139,8 @@ def describe(row: LoaderRow) -> str:
     if row.resident:
         return "resident on the device"
     ahead = f", {row.prefetch_factor} batches ahead" if row.prefetch_factor else ""
-    return f"{row.num_workers} worker{'' if row.num_workers == 1 else 's'}{ahead}{', pinned' if row.pin_memory else ''}"
+    also = (", pinned" if row.pin_memory else "") + (", by a fork server" if row.start_method == "forkserver" else "")
+    return f"{row.num_workers} worker{'' if row.num_workers == 1 else 's'}{ahead}{also}"
 
 
 def _facts(report: Report) -> list[tuple[str, str, str]]:

@@ -206,6 +206,8 @@ class Loader(Section):
     """Page-locked buffers for the copy to the GPU; auto pins on CUDA."""
     prefetch_factor: Annotated[int, Field(ge=1, le=64)] | Auto = "auto"
     """Batches each worker keeps ready."""
+    start_method: Literal["fork", "forkserver"] | Auto = "auto"
+    """How worker processes begin; forkserver is for images that are decoded at each use."""
     resident: bool | Auto = "auto"
     """Keep the whole decoded data set on the device and cut batches there; no workers."""
     resident_budget: Size | Auto = "auto"
@@ -460,6 +462,12 @@ def contradictions(spec: Spec) -> list[tuple[str, str, str]]:
             loader.prefetch_factor != "auto" and loader.num_workers == 0,
             "loader.prefetch_factor",
             "without workers nothing is prefetched",
+            "remove it or set loader.num_workers to 1 or more",
+        ),
+        (
+            loader.start_method != "auto" and loader.num_workers == 0,
+            "loader.start_method",
+            "there are no workers to start",
             "remove it or set loader.num_workers to 1 or more",
         ),
         (

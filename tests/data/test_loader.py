@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -91,6 +93,7 @@ def test_files_give_the_same_batches_however_they_are_kept(
     expected = epoch(batches(kept, RESIDENT), 1)
     ways = [(memory, RESIDENT), (kept, Settings(8, False, 2, prefetch_factor=2))]
     ways += [(encoded, Settings(8, False, count, prefetch_factor=2 if count else None)) for count in (0, 1, 2, 4)]
+    ways += [(encoded, Settings(8, False, 2, prefetch_factor=2, start_method="forkserver"))]
     for split, settings in ways:
         made = batches(split, settings)
         assert same(epoch(made, 1), expected)
@@ -128,6 +131,37 @@ def test_a_worker_that_is_killed_is_one_line(split: Split) -> None:
     with pytest.raises(JobError, match=r"^loader\.num_workers: a worker process ended: .*(killed|exited)") as caught:
         next(made.epoch(0))
     assert "\n" not in str(caught.value)
+
+
+TRAINS = """
+import sys, time
+from job.data.dataset import Split
+from job.data.decode import Encoded, Form
+from job.data.loader import Pixels, Settings, TrainingBatches
+from job.device import Device
+from job.spec.schema import Augment
+import numpy as np
+
+cpu = Device("cpu", "test", "fp32", compile=False, channels_last=True, threads=1)
+split = Split(Encoded(sys.argv[2:] * 64, Form(8, 8, 3, resize=True)), np.zeros(64, np.int64))
+settings = Settings(8, False, 1, prefetch_factor=2, start_method=sys.argv[1])
+batches = TrainingBatches(split, settings, cpu, Pixels.on(cpu, (0.5,) * 3, (0.5,) * 3), Augment(), 0).epoch(0)
+next(batches)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_end_with_the_process_that_trains(files: Path, method: str) -> None:
+    """However it ends: here nobody can tell them. They hold its standard output for as long as they are there."""
+    image = str(next(files.rglob("*.jpg")))
+    command = [sys.executable, "-c", TRAINS, method, image]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline() == "ready\n"
+        trainer.kill()
+        assert trainer.communicate(timeout=60)[0] == ""
 
 
 def test_every_image_once_in_another_order_each_epoch(split: Split) -> None:
