@@ -187,7 +187,8 @@ def choose(
     fits = work is not None and STEPS * len(possible) * spec.batch_size / rate <= FIRST_STAGE * budget
     search = Search(split, spec, augment, device, pixels, train.seed, rate, budget, work if fits else None, poll)
     best = search.run(possible)
-    if best.start_method != "forkserver":
+    tried = (row.settings.start_method for row in search.rows.values() if row.images_per_second)
+    if "forkserver" in tried and best.start_method != "forkserver":
         end_fork_server()
     table = (*search.rows.values(), *refused)
     why = reason(search.rows[best].images_per_second or 0, search)
