@@ -114,15 +114,19 @@ test-cli: setup ## Let OCI's own command line read a run from the test server; i
 	  $(VENV)-oci-cli/bin/pip --disable-pip-version-check install --quiet oci-cli==3.95.1; }
 	@OCI_CLI=$(OCI_CLI) $(BIN)/python -m pytest -q tests/storage/test_oci_cli.py
 
-CHECKOV := $(VENV)-checkov/bin/checkov
+CHECKOV := $(abspath $(VENV))-checkov/bin/checkov
+
+.PHONY: infra-lint
+infra-lint: setup ## Terraform's form, and checkov, which gets an environment of its own; says what it skips
+	@if command -v terraform >/dev/null; then terraform fmt -check -recursive infra && echo "terraform fmt: clean"; \
+	  else echo "terraform fmt: skipped, there is no terraform"; fi
+	@test -x $(CHECKOV) || { $(BIN)/python -m venv $(VENV)-checkov && \
+	  $(VENV)-checkov/bin/pip --disable-pip-version-check install --quiet checkov==3.3.30; }
+	@$(CHECKOV) --directory infra --framework terraform --compact --quiet --skip-download && echo "checkov: clean"
 
 .PHONY: infra-check
-infra-check: setup ## Terraform's form and validity, checkov, and the tests of infra/; says what it skips
-	@if ! command -v terraform >/dev/null; then echo "infra: skipped, there is no terraform"; else \
-	  terraform fmt -check -recursive infra && echo "terraform fmt: clean"; \
-	  $(BIN)/python -m pytest -q tests/infra; fi
-	@test -x $(CHECKOV) || { python3 -m venv $(VENV)-checkov && $(VENV)-checkov/bin/pip install -q checkov==3.3.30; }
-	@$(CHECKOV) --directory infra --framework terraform --compact --quiet --skip-download && echo "checkov: clean"
+infra-check: infra-lint ## The same, and the tests of infra/: Terraform's own, policies, the instance's scripts
+	@$(BIN)/python -m pytest -q tests/infra
 
 STACKS ?= build/stacks
 

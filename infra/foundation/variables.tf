@@ -32,12 +32,22 @@ variable "home_region" {
   description = "The tenancy's home region; null looks it up."
   type        = string
   default     = null
+
+  validation {
+    condition     = var.home_region == null ? true : can(regex("^[a-z]+-[a-z]+-[0-9]+$", var.home_region))
+    error_message = "home_region is a name such as eu-frankfurt-1, not a key such as FRA: policies and groups are made there."
+  }
 }
 
 variable "config_file_profile" {
   description = "Profile in ~/.oci/config to sign in with; null takes the provider's own default, and Resource Manager needs none."
   type        = string
   default     = null
+
+  validation {
+    condition     = var.config_file_profile == null ? true : can(regex("^[^\\s\\[\\]]+$", var.config_file_profile))
+    error_message = "config_file_profile is a profile's name without brackets, as it stands in ~/.oci/config."
+  }
 }
 
 variable "name" {
@@ -216,4 +226,9 @@ variable "tags" {
   description = "Freeform tags on everything that takes them."
   type        = map(string)
   default     = {}
+
+  validation {
+    condition     = alltrue([for key, value in var.tags : length(key) <= 100 && length(value) <= 256 && !strcontains(key, " ")])
+    error_message = "tags have keys without blanks of up to 100 characters and values of up to 256: OCI takes no longer ones."
+  }
 }

@@ -34,16 +34,31 @@ variable "config_file_profile" {
   description = "Profile in ~/.oci/config to sign in with; null takes the provider's own default, and Resource Manager needs none."
   type        = string
   default     = null
+
+  validation {
+    condition     = var.config_file_profile == null ? true : can(regex("^[^\\s\\[\\]]+$", var.config_file_profile))
+    error_message = "config_file_profile is a profile's name without brackets, as it stands in ~/.oci/config."
+  }
 }
 
 variable "namespace" {
   description = "Object Storage namespace."
   type        = string
+
+  validation {
+    condition     = can(regex("^[a-zA-Z0-9_-]+$", var.namespace))
+    error_message = "namespace is one word, as the foundation puts it out: it is part of each object's address."
+  }
 }
 
 variable "bucket" {
   description = "Bucket of the foundation."
   type        = string
+
+  validation {
+    condition     = can(regex("^[a-zA-Z0-9._-]+$", var.bucket))
+    error_message = "bucket has letters, digits, dots, dashes and underscores, as Object Storage takes them."
+  }
 }
 
 variable "subnet_id" {
@@ -60,6 +75,11 @@ variable "subnet_domain" {
   description = "DNS domain of the subnet, in which nodes find the first one."
   type        = string
   default     = "runs.gpujob.oraclevcn.com"
+
+  validation {
+    condition     = can(regex("^[a-z0-9-]+([.][a-z0-9-]+)+$", var.subnet_domain))
+    error_message = "subnet_domain is a DNS domain such as runs.gpujob.oraclevcn.com: nodes look the first one up in it."
+  }
 }
 
 variable "subnet_cidr" {
@@ -87,6 +107,11 @@ variable "nodes_nsg_id" {
   description = "OCID of the group that nodes of a run with several join as well."
   type        = string
   default     = null
+
+  validation {
+    condition     = var.nodes_nsg_id == null ? true : can(regex("^ocid1\\.networksecuritygroup\\.[a-zA-Z0-9._-]+$", var.nodes_nsg_id))
+    error_message = "nodes_nsg_id begins with ocid1.networksecuritygroup.; the foundation puts it out as nodes_nsg_id."
+  }
 }
 
 variable "compute_cluster_id" {
@@ -104,18 +129,33 @@ variable "tag_namespace" {
   description = "Defined-tag namespace of the foundation; the instance's rights hang on its role tag."
   type        = string
   default     = "gpu_job"
+
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9_]{1,62}$", var.tag_namespace))
+    error_message = "tag_namespace has lower-case letters, digits and underscores, as in the foundation: the instance's rights go by it."
+  }
 }
 
 variable "log_id" {
   description = "OCID of the custom log; null leaves OCI Logging out."
   type        = string
   default     = null
+
+  validation {
+    condition     = var.log_id == null ? true : can(regex("^ocid1\\.log\\.[a-zA-Z0-9._-]+$", var.log_id))
+    error_message = "log_id begins with ocid1.log.; a log group's OCID is not a log's."
+  }
 }
 
 variable "topic_id" {
   description = "OCID of the notification topic; null tells nobody."
   type        = string
   default     = null
+
+  validation {
+    condition     = var.topic_id == null ? true : can(regex("^ocid1\\.[a-z]+\\.[a-zA-Z0-9._-]+$", var.topic_id))
+    error_message = "topic_id is an OCID, as the foundation puts it out; a topic's name is none."
+  }
 }
 
 variable "store_uri" {
@@ -273,18 +313,33 @@ variable "ocpus" {
   description = "OCPUs of a flexible CPU shape."
   type        = number
   default     = 2
+
+  validation {
+    condition     = var.ocpus >= 1 && floor(var.ocpus) == var.ocpus
+    error_message = "ocpus is a whole number of at least 1: OCI takes no less for a flexible shape."
+  }
 }
 
 variable "memory_gb" {
   description = "Memory of a flexible CPU shape."
   type        = number
   default     = 16
+
+  validation {
+    condition     = var.memory_gb >= 1 && floor(var.memory_gb) == var.memory_gb
+    error_message = "memory_gb is a whole number of at least 1: OCI takes no less for a flexible shape."
+  }
 }
 
 variable "availability_domain" {
   description = "Full name of the availability domain; null asks the capacity report."
   type        = string
   default     = null
+
+  validation {
+    condition     = var.availability_domain == null ? true : can(regex(":.+-AD-[0-9]+$", var.availability_domain))
+    error_message = "availability_domain is a full name with the tenancy's prefix, such as Uocm:EU-FRANKFURT-1-AD-1."
+  }
 }
 
 variable "fault_domain" {

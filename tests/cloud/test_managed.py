@@ -6,6 +6,7 @@ import oci.batch.models
 import oci.data_science.models
 import pytest
 
+from job import environment
 from job.cloud import managed
 from job.cloud.foundation import Foundation
 from job.cloud.submit import Order, order
@@ -126,3 +127,11 @@ def test_what_the_managed_ways_cannot_do_is_refused(base: Foundation, spec: Any)
     unknown = order(str(spec), ["resources.shape=VM.GPU.NEW"], base, run_id="digits-1", image=IMAGE)
     with pytest.raises(UsageError, match=r"VM\.GPU\.NEW is not in the table"):
         managed.batch(base, unknown)
+
+
+def test_the_manifests_facts_name_the_schedulers_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOB_RUN_OCID", "ocid1.datasciencejobrun.oc1..one")
+    monkeypatch.setenv("OCI_BATCH_JOB_ID", "ocid1.batchjob.oc1..two")
+    facts = environment.facts()
+    assert facts["data_science_job_run"] == "ocid1.datasciencejobrun.oc1..one"
+    assert facts["batch_job"] == "ocid1.batchjob.oc1..two"

@@ -1,9 +1,11 @@
 """What submit refuses before anything is made, and the spec that an instance gets."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from job.cloud import foundation, history, record, submit
 from job.cloud.foundation import Foundation
@@ -156,3 +158,18 @@ def test_the_readmes_figures_are_those_that_submit_shows(base: Foundation, spec:
     made = asked(base, spec, "resources.max_duration=1h")
     (quoted,) = submit.quote(made, 3.0, lambda _: [])
     assert f"about {quoted.usd:.2f} USD here and at most {quoted.worst_usd:.2f}" in readme
+
+
+def test_the_readmes_storage_costs_what_the_price_list_says() -> None:
+    root = Path(__file__).parents[2]
+    prices = yaml.safe_load((root / "job/cloud/shapes.yaml").read_text())["storage"]
+    defaults = dict(
+        re.findall(r'"(boot_volume_\w+)" \{.*?default += (\d+)', (root / "infra/run/variables.tf").read_text(), re.S)
+    )
+    volume, units = int(defaults["boot_volume_gb"]), int(defaults["boot_volume_vpus"])
+    an_hour = volume * (prices["block"] + units * prices["block_per_unit"]) / 730
+    readme = (root / "README.md").read_text()
+    assert f"bucket and registry {prices['objects']} a GB and month" in readme
+    assert f"About 6 GB: {6 * prices['objects']:.2f} USD a month" in readme
+    assert f"0.17 GB: {0.17 * prices['objects']:.3f} USD a month" in readme
+    assert f"the boot volume, {an_hour:.2f} USD an hour" in readme

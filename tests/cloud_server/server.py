@@ -1,8 +1,8 @@
 """Compute, Identity, Limits and Data Science on the loopback, beside Object Storage, all signed for.
 
 A small tenancy: availability domains, what each shape's cell answers to a launch, and the instances there are. Launches
-are idempotent by opc-retry-token, as the real service is. A test may kill a client at its nth request, before or after
-the request takes effect.
+are idempotent by opc-retry-token, as the real service is. A test may kill a client at its nth request, before
+the request takes effect or between that and the answer.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +50,12 @@ class Kill:
     number: int = signal.SIGKILL
     seen: int = 0
     done: bool = False
+    operation: str = ""  # the request it died of
+
+    def strike(self) -> None:
+        for pid in [*(_children(self.victim) if self.children else []), self.victim]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, self.number)
 
 
 @dataclass
@@ -110,8 +117,8 @@ class CloudServer(ObjectStorage):
         super().__enter__()
         return self
 
-    def strike(self) -> str | None:
-        """Counts a request; 'before' or 'after' where the client is to die of this one, which it then has."""
+    def count_down(self, operation: str) -> Kill | None:
+        """Counts a request; the kill where the client is to die of this one."""
         with self.kill_lock:
             kill = self.kill
             if kill is None or kill.done:
@@ -119,39 +126,49 @@ class CloudServer(ObjectStorage):
             kill.seen += 1
             if kill.seen < kill.at:
                 return None
-            kill.done = True
-        for pid in [*(_children(kill.victim) if kill.children else []), kill.victim]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, kill.number)
-        return kill.effect
+            kill.done, kill.operation = True, operation
+            return kill
 
 
 class CloudHandler(Handler):
     """One connection."""
 
     server: CloudServer
+    kill: Kill | None = None  # due before the answer to this request
 
     def _serve(self) -> None:
-        effect = self.server.strike()
-        if effect == "before":
+        self.kill = None
+        serve = self._route() if self.ask.operation == "unknown" else super()._serve
+        self.kill = self.server.count_down(self.told.operation)
+        if self.kill is not None and self.kill.effect == "before":
+            self.kill.strike()
             self.reset()
-        if self.ask.operation != "unknown":
-            super()._serve()
-            return
-        self._break_early()
-        lowered = {name.lower(): value for name, value in self.headers.items()}
-        self.told.key_id = self.server.identity.verify(self.command, self.path, lowered)
+        serve()
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """Whatever was asked has been done by now."""
+        if self.kill is not None and self.kill.effect == "after":
+            self.kill.strike()
+        super().send_response(code, message)
+
+    def _route(self) -> Callable[[], None]:
+        """What answers this request of no bucket; it is told by its name from here on."""
         path, _, query = self.path.partition("?")
         self.words = dict(urllib.parse.parse_qsl(query))
         for method, pattern, serve in ROUTES:
             found = re.fullmatch(pattern, path)
             if found and method == self.command:
                 self.told.operation = serve.__name__
-                with self.server.tenancy.lock:
-                    status, value, headers = serve(self, *map(urllib.parse.unquote, found.groups()))
-                self.answer_json(status, value, headers)
-                return
+                return lambda: self._answer(serve, *map(urllib.parse.unquote, found.groups()))
         raise Conflict(404, "NotFound", f"{self.command} {self.path} is not known here.")
+
+    def _answer(self, serve: "Callable[..., Answer]", *words: str) -> None:
+        self._break_early()
+        lowered = {name.lower(): value for name, value in self.headers.items()}
+        self.told.key_id = self.server.identity.verify(self.command, self.path, lowered)
+        with self.server.tenancy.lock:
+            status, value, headers = serve(self, *words)
+        self.answer_json(status, value, headers)
 
     def launch(self) -> "Answer":
         tenancy, details = self.server.tenancy, json.loads(self.signed_body())

@@ -49,6 +49,7 @@ def main() -> None:
     import oci.limits
 
     assert oci.core
+    launch.RENEW = 1e6  # seconds: renewals go by the real clock, and would come between the requests that a test counts
     while line := sys.stdin.readline():
         ready, go = os.pipe()
         pid = os.fork()

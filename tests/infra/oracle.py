@@ -40,6 +40,7 @@ class Oracle:
     requests: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)  # signatures that did not hold
     url: str = ""
+    one_by_one: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> "Oracle":
         subject = f"/CN={INSTANCE}/OU=opc-certtype:instance/OU=opc-tenant:{TENANCY}"
@@ -167,11 +168,15 @@ class _Handler(BaseHTTPRequestHandler):
         failing = [status for start, status in oracle.fail.items() if self.path.startswith(start)]
         if failing:
             self._reply(failing[0], b'{"code": "Asked", "message": "to fail"}')
-        elif wrong := oracle.signed_by_us(headers, method, self.path, body):
+        elif wrong := self._wrong(headers, body):
             oracle.refused.append(f"{method} {self.path}: {wrong}")
             self._reply(401, b'{"code": "NotAuthenticated"}')
         else:
             self._reply(*oracle.answer(method, self.path, body))
+
+    def _wrong(self, headers: dict[str, str], body: bytes) -> str | None:
+        with self.oracle.one_by_one:  # openssl reads files of one name
+            return self.oracle.signed_by_us(headers, self.command, self.path, body)
 
     def _reply(self, status: int, body: bytes) -> None:
         self.send_response(status)

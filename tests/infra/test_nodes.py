@@ -1,6 +1,10 @@
 """Several instances of one run: each ends itself, and none is left waiting for one that is gone."""
 
 import base64
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -9,6 +13,15 @@ from tests.infra.machine import Machine
 from tests.infra.oracle import Oracle, instance
 
 RUN_ID = "demo-20261124-1a2b3c"
+SPEC = b"""
+name: demo
+dataset: {name: digits, subset: 200}
+loader: {batch_size: 32, num_workers: 0}
+model: {name: resnet9, width: 2}
+train: {epochs: 1, device: cpu}
+resources: {nodes: 2, processes: 1}
+store: {uri: runs}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +67,7 @@ def test_the_end_of_the_first_is_the_end_of_all(nodes: list[Machine], oracle: Or
 
 def test_a_failure_of_one_stops_the_others_in_order(nodes: list[Machine], oracle: Oracle) -> None:
     nodes[0].begun()
+    assert nodes[0].verb("report") == 0
     nodes[1].tell("exits", "137\n")
     nodes[1].first_boot()
     nodes[0].beat()
@@ -61,6 +75,28 @@ def test_a_failure_of_one_stops_the_others_in_order(nodes: list[Machine], oracle
     assert oracle.ended == [instance(1), instance(0)]
     assert nodes[0].status()["reason"] == "ended with node 1: the job left with 137"
     assert [message["title"] for message in oracle.messages] == [f"{RUN_ID}: ended with node 1: the job left with 137"]
+
+
+def test_a_first_node_that_never_comes_keeps_no_other_and_somebody_tells(nodes: list[Machine], oracle: Oracle) -> None:
+    nodes[1].begun()
+    nodes[1].seconds_later(1900)
+    nodes[1].beat()
+    assert oracle.ended == [instance(1)]
+    assert nodes[1].status()["reason"].startswith("no training step within 1800 s")
+    (message,) = oracle.messages
+    assert message["title"] == f"{RUN_ID}: {nodes[1].status()['reason']}"
+    assert "Node 1 tells it, since nothing is heard of node 0." in message["body"]
+
+
+def test_a_first_node_that_is_lost_is_told_by_the_one_that_ends_for_it(nodes: list[Machine], oracle: Oracle) -> None:
+    """Once, by the first to end: the third only follows."""
+    nodes[0].begun()
+    assert nodes[0].verb("report") == 0
+    nodes[1].seconds_later(600)
+    nodes[1].tell("exits", "1\n")
+    nodes[1].first_boot()
+    assert oracle.ended == [instance(1)]
+    assert [message["title"] for message in oracle.messages] == [f"{RUN_ID}: the job left with 1"]
 
 
 def test_a_boot_that_fails_on_one_ends_the_others(nodes: list[Machine], oracle: Oracle) -> None:
@@ -105,6 +141,33 @@ def test_each_has_a_watchdog_of_its_own(nodes: list[Machine], oracle: Oracle) ->
         machine.begun()
         machine.start("gpu-job-deadline.service")
         assert oracle.ended[-1] == instance(node)
+
+
+@pytest.mark.slow
+def test_the_launchers_in_the_containers_meet_and_train(nodes: list[Machine], oracle: Oracle) -> None:
+    """Boot, container, launcher and training together: the job itself runs in what stands for the containers."""
+    oracle.objects[f"launches/{RUN_ID}/spec.yaml"] = SPEC
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    for machine in nodes:
+        machine.containers_run(place)
+    with ThreadPoolExecutor(2) as pool:
+        for booted in [pool.submit(machine.first_boot) for machine in nodes]:
+            booted.result()
+    said = [machine.read("var/log/gpu-job/job.log") for machine in nodes]
+    assert [machine.status()["reason"] for machine in nodes] == ["complete", "complete"], said
+    assert sorted(oracle.ended) == [instance(0), instance(1)]
+    assert [message["title"] for message in oracle.messages] == [f"{RUN_ID}: complete"]
+    report = json.loads(nodes[0].read(f"var/lib/gpu-job/work/runs/{RUN_ID}/report.json"))
+    assert report["status"] == "complete"
+    assert nodes[0].status()["stepped"], "what the other node's first step is judged by"
+    assert not (nodes[1].root / "var/lib/gpu-job/work/runs").exists(), "the first one has the results"
+    for node, machine in enumerate(nodes):
+        told = json.loads(machine.read("container.json"))
+        assert (told["JOB_NODES"], told["JOB_NODE_RANK"]) == ("2", str(node))
+        assert told["JOB_RENDEZVOUS"].endswith("-0.runs.gpujob.oraclevcn.com:29400")
+        assert float(told["JOB_DEADLINE"]) > time.time()
 
 
 @pytest.mark.parametrize("stepped", [True, False])

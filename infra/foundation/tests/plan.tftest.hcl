@@ -6,24 +6,16 @@ variables {
   region           = "eu-frankfurt-1"
 }
 
-run "bucket_is_private_and_versioned" {
-  command = plan
+run "an_ordinary_foundation" {
+  command = apply
   assert {
     condition     = oci_objectstorage_bucket.this.access_type == "NoPublicAccess" && oci_objectstorage_bucket.this.versioning == "Enabled"
     error_message = "The bucket is open to the public or keeps no versions."
   }
-}
-
-run "stale_uploads_are_aborted" {
-  command = plan
   assert {
     condition     = anytrue([for rule in oci_objectstorage_object_lifecycle_policy.this.rules : rule.action == "ABORT" && rule.target == "multipart-uploads"])
     error_message = "Uploads that were never finished would cost storage for ever."
   }
-}
-
-run "only_checkpoints_expire" {
-  command = plan
   assert {
     condition = [
       for rule in oci_objectstorage_object_lifecycle_policy.this.rules : rule.object_name_filter[0].inclusion_patterns
@@ -31,10 +23,6 @@ run "only_checkpoints_expire" {
     ] == [toset(["runs/*/checkpoints/*"])]
     error_message = "A rule deletes something else than checkpoints."
   }
-}
-
-run "nothing_comes_in" {
-  command = plan
   assert {
     condition     = oci_core_network_security_group_security_rule.services.direction == "EGRESS" && length(oci_core_network_security_group_security_rule.internet) == 0
     error_message = "The runs' group lets something in or out to the internet."
@@ -47,37 +35,14 @@ run "nothing_comes_in" {
     condition     = oci_core_subnet.private.prohibit_public_ip_on_vnic
     error_message = "The subnet allows public addresses."
   }
-}
-
-run "nodes_only_let_each_other_in" {
-  command = apply
   assert {
     condition     = oci_core_network_security_group_security_rule.between_nodes["INGRESS"].source == oci_core_network_security_group.nodes.id
     error_message = "Somebody else than nodes may come in."
   }
-}
-
-run "nat_is_a_choice" {
-  command = apply
-  variables {
-    nat = true
-  }
-  assert {
-    condition     = length(oci_core_nat_gateway.this) == 1 && length(oci_core_route_table.private.route_rules) == 2 && length(oci_core_network_security_group_security_rule.internet) == 1
-    error_message = "nat = true needs gateway, route and rule."
-  }
-}
-
-run "no_nat_no_route_to_the_internet" {
-  command = apply
   assert {
     condition     = [for rule in oci_core_route_table.private.route_rules : rule.destination_type] == ["SERVICE_CIDR_BLOCK"]
     error_message = "There is a route to elsewhere than Oracle's services."
   }
-}
-
-run "repository_is_private_and_immutable" {
-  command = plan
   assert {
     condition     = !oci_artifacts_container_repository.this.is_public && oci_artifacts_container_repository.this.is_immutable
     error_message = "Anybody could pull, or a tag could change its content."
@@ -86,92 +51,30 @@ run "repository_is_private_and_immutable" {
     condition     = output.repository == "fra.ocir.io/standin/gpu-job"
     error_message = "The repository's address is not KEY.ocir.io/NAMESPACE/NAME."
   }
-}
-
-run "rights_go_by_compartment_and_tag" {
-  command = plan
   assert {
     condition     = oci_identity_dynamic_group.runs.matching_rule == "All {instance.compartment.id = 'ocid1.compartment.oc1..example', tag.gpu_job.role.value = 'run'}"
     error_message = "The dynamic group takes in more than the runs."
   }
-}
-
-run "role_has_one_value" {
-  command = plan
   assert {
     condition     = oci_identity_tag.this["role"].validator[0].values == tolist(["run"])
     error_message = "The role tag may be anything."
   }
-}
-
-run "bill_is_split_by_run" {
-  command = plan
   assert {
     condition     = oci_identity_tag.this["run_id"].is_cost_tracking && !oci_identity_tag.this["owner"].is_cost_tracking
     error_message = "Costs are not tracked by run."
   }
-}
-
-run "no_budget_unless_asked" {
-  command = plan
   assert {
     condition     = length(oci_budget_budget.this) == 0 && length(oci_budget_alert_rule.this) == 0 && length(oci_ons_subscription.email) == 0
     error_message = "Something was made that nobody asked for."
   }
-}
-
-run "budget_warns_of_spent_and_forecast" {
-  command = plan
-  variables {
-    budget = 200
-    email  = "team@example.com"
-  }
-  assert {
-    condition     = toset(keys(oci_budget_alert_rule.this)) == toset(["ACTUAL", "FORECAST"]) && oci_budget_alert_rule.this["ACTUAL"].recipients == "team@example.com"
-    error_message = "An alert is missing or goes to nobody."
-  }
-}
-
-run "preemption_is_told" {
-  command = plan
   assert {
     condition     = oci_events_rule.preemption.condition_details[0].event_types == tolist(["com.oraclecloud.computeapi.instancepreemptionaction"])
     error_message = "Nobody hears of a preemption."
   }
-}
-
-run "rdma_cluster_is_a_choice" {
-  command = apply
-  variables {
-    rdma_availability_domain = "Uocm:EU-FRANKFURT-1-AD-1"
-  }
-  assert {
-    condition     = output.compute_cluster_id == oci_core_compute_cluster.rdma[0].id
-    error_message = "The cluster's OCID is not put out."
-  }
-}
-
-run "oracles_schedulers_have_no_rights_unless_asked" {
-  command = plan
   assert {
     condition     = length(oci_identity_policy.data_science) == 0 && length(oci_identity_policy.batch) == 0 && length(oci_identity_dynamic_group.data_science) == 0 && length(output.managed) == 0
     error_message = "Rights are wider than anybody asked for."
   }
-}
-
-run "each_scheduler_is_a_choice_of_its_own" {
-  command = plan
-  variables {
-    allow_batch = true
-  }
-  assert {
-    condition     = length(oci_identity_policy.batch) == 1 && length(oci_identity_policy.data_science) == 0 && output.managed == tolist(["batch"])
-    error_message = "Batch brings rights for Data Science, or none of its own."
-  }
-}
-
-run "nodes_are_let_in_by_nodes_only" {
-  command = apply
   assert {
     condition = alltrue([for direction, rule in oci_core_network_security_group_security_rule.between_nodes : (
       coalesce(rule.source, rule.destination) == oci_core_network_security_group.nodes.id && rule.protocol == "6" &&
@@ -181,10 +84,31 @@ run "nodes_are_let_in_by_nodes_only" {
   }
 }
 
-run "toolkit_is_pinned" {
+run "what_is_asked_for" {
   command = apply
   variables {
-    toolkit_package = "tests/toolkit.rpm"
+    nat                      = true
+    budget                   = 200
+    email                    = "team@example.com"
+    rdma_availability_domain = "Uocm:EU-FRANKFURT-1-AD-1"
+    allow_batch              = true
+    toolkit_package          = "tests/toolkit.rpm"
+  }
+  assert {
+    condition     = length(oci_core_nat_gateway.this) == 1 && length(oci_core_route_table.private.route_rules) == 2 && length(oci_core_network_security_group_security_rule.internet) == 1
+    error_message = "nat = true needs gateway, route and rule."
+  }
+  assert {
+    condition     = toset(keys(oci_budget_alert_rule.this)) == toset(["ACTUAL", "FORECAST"]) && oci_budget_alert_rule.this["ACTUAL"].recipients == "team@example.com"
+    error_message = "An alert is missing or goes to nobody."
+  }
+  assert {
+    condition     = output.compute_cluster_id == oci_core_compute_cluster.rdma[0].id
+    error_message = "The cluster's OCID is not put out."
+  }
+  assert {
+    condition     = length(oci_identity_policy.batch) == 1 && length(oci_identity_policy.data_science) == 0 && output.managed == tolist(["batch"])
+    error_message = "Batch brings rights for Data Science, or none of its own."
   }
   assert {
     condition     = output.toolkit == "packages/toolkit.rpm" && output.toolkit_sha256 == filesha256("tests/toolkit.rpm")

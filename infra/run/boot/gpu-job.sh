@@ -224,6 +224,13 @@ over() { oci put "$STATE/over" "$LAUNCH/over-$LAUNCHED"; }
 others() { oci get "$LAUNCH/over-$LAUNCHED" "$STATE/others"; }
 first() { oci get "$LAUNCH/node-0/status.json" "$STATE/first"; }
 
+silent() { # nothing was heard of the first node for four beats, or ever
+  local told
+  timeout 60 "$0" first 2>/dev/null || return 0
+  told=$(sed -nE 's/.*"time": ([0-9]+),.*/\1/p' "$STATE/first")
+  ((${told:-0} < $(now) - 120))
+}
+
 stepped() { # the job's heartbeat, which the first node alone keeps, speaks of training or of what follows it
   [[ -e $STATE/stepped ]] && return
   if ((NODE_RANK > 0)); then
@@ -254,11 +261,13 @@ end() {
   phase ending
   if ((NODES > 1)) && { ((NODE_RANK == 0)) || [[ $(<"$STATE/reason") != complete ]]; }; then
     echo "node $NODE_RANK: $(<"$STATE/reason")" >"$STATE/over"
-    timeout 60 "$0" others 2>/dev/null || timeout 60 "$0" over || true # the first to say so is the cause
+    if ! timeout 60 "$0" others 2>/dev/null && timeout 60 "$0" over; then # the first to say so is the cause
+      if ((NODE_RANK > 0)) && silent; then touch "$STATE/speaks"; fi
+    fi
   fi
   timeout $((STOP_GRACE + 30)) systemctl stop gpu-job.service || true
   timeout 120 "$0" report || true
-  if [[ -n $TOPIC_ID && $NODE_RANK == 0 && ! -e $STATE/told ]]; then
+  if [[ -n $TOPIC_ID && ! -e $STATE/told ]] && { ((NODE_RANK == 0)) || [[ -e $STATE/speaks ]]; }; then
     message >"$STATE/message" || true
     timeout 60 "$0" publish && touch "$STATE/told" || true
   fi
@@ -268,6 +277,7 @@ end() {
 message() { # plain words for a reader of mail, none of the log's
   local seconds=$(($(now) - $(date -d "$LAUNCHED" +%s))) words
   echo "Run $RUN_ID has ended: $(<"$STATE/reason")."
+  ((NODE_RANK == 0)) || echo "Node $NODE_RANK tells it, since nothing is heard of node 0."
   words=$(sed -nE 's/.*"reason": *"([^"]+)".*/\1/p' "$KEEP"/work/*/"$RUN_ID"/status.json 2>/dev/null) || true
   [[ -z $words ]] || echo "The job says: $words."
   echo "Exit code: $(recall "$STATE/exit" "none, the job was not started")."

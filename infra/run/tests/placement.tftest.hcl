@@ -18,16 +18,12 @@ variables {
   shape_fallbacks = ["VM.GPU.A10.2"]
 }
 
-run "without_an_answer_the_first_choice_is_tried" {
+run "every_place_is_asked_about_and_without_an_answer_the_first_is_tried" {
   command = apply
   assert {
     condition     = output.shape == "VM.GPU.A10.1" && output.availability_domain == "Uocm:EU-FRANKFURT-1-AD-1"
     error_message = "The first shape and domain are not tried."
   }
-}
-
-run "every_shape_is_asked_for_in_every_domain" {
-  command = apply
   assert {
     condition     = length(output.offers) == 6
     error_message = "Two shapes in three domains are six offers."

@@ -18,51 +18,69 @@ variables {
   availability_domain = "Uocm:EU-FRANKFURT-1-AD-1"
 }
 
-run "no_way_in" {
-  command = plan
+run "an_ordinary_run" {
+  command = apply
   assert {
     condition     = oci_core_instance.node[0].create_vnic_details[0].assign_public_ip == "false" && oci_core_instance.node[0].create_vnic_details[0].nsg_ids == toset(["ocid1.networksecuritygroup.oc1..example"])
     error_message = "The instance has a public address or another group."
   }
-}
-
-run "old_metadata_is_off" {
-  command = plan
   assert {
     condition     = oci_core_instance.node[0].instance_options[0].are_legacy_imds_endpoints_disabled
     error_message = "IMDSv1 answers to any program without a header."
   }
-}
-
-run "no_ssh_key" {
-  command = plan
   assert {
     condition     = keys(oci_core_instance.node[0].metadata) == tolist(["user_data"])
     error_message = "Metadata has more than cloud-init."
   }
-}
-
-run "boot_volume_goes_with_it" {
-  command = plan
   assert {
     condition     = !oci_core_instance.node[0].preserve_boot_volume
     error_message = "A boot volume would be left over and billed."
   }
-}
-
-run "tags_say_whose_and_until_when" {
-  command = plan
   assert {
     condition     = oci_core_instance.node[0].defined_tags == tomap({ "gpu_job.role" = "run", "gpu_job.run_id" = "demo-20261124-1a2b3c", "gpu_job.owner" = "unknown", "gpu_job.expires" = "2026-11-24T14:00:00Z" })
     error_message = "list, sweep and the dynamic group go by these tags."
   }
-}
-
-run "deadline_counts_from_the_launch" {
-  command = plan
   assert {
     condition     = output.expires == "2026-11-24T14:00:00Z"
     error_message = "The deadline is not launch plus max_duration."
+  }
+  assert {
+    condition     = length(oci_core_instance.node[0].preemptible_instance_config) == 0
+    error_message = "The instance may be taken away though nobody asked."
+  }
+  assert {
+    condition     = output.rendezvous == null && !strcontains(base64decode(yamldecode(output.user_data[0]).write_files[1].content), "JOB_NODE")
+    error_message = "A single node waits for others."
+  }
+  assert {
+    condition     = length(oci_core_instance.node[0].metadata["user_data"]) < 32000 && length(output.user_data[0]) <= 16384
+    error_message = "OCI takes 32,000 bytes of metadata."
+  }
+  assert {
+    condition     = yamldecode(output.user_data[0]).runcmd == [["/usr/local/sbin/gpu-job", "arm"]] && contains(yamldecode(output.user_data[0]).bootcmd[0], "--on-active=7200")
+    error_message = "The watchdog does not come first."
+  }
+}
+
+run "preemptible_for_volta" {
+  command = plan
+  variables {
+    shape        = "VM.GPU3.1"
+    preemptible  = true
+    image_cuda   = "12.6"
+    image_arches = ["sm_70"]
+  }
+  assert {
+    condition     = oci_core_instance.node[0].preemptible_instance_config[0].preemption_action[0].type == "TERMINATE" && !oci_core_instance.node[0].preemptible_instance_config[0].preemption_action[0].preserve_boot_volume
+    error_message = "A preempted instance would leave its boot volume."
+  }
+  assert {
+    condition     = output.usd_per_hour == 2.95 / 2
+    error_message = "Preemptible is half the price."
+  }
+  assert {
+    condition     = strcontains(base64decode(yamldecode(output.user_data[0]).write_files[0].content), "MIN_DRIVER='525'")
+    error_message = "CUDA 12 needs branch 525."
   }
 }
 
@@ -78,28 +96,6 @@ run "domain_and_fault_domain_are_taken" {
   }
 }
 
-run "not_preemptible_unless_asked" {
-  command = apply
-  assert {
-    condition     = length(oci_core_instance.node[0].preemptible_instance_config) == 0
-    error_message = "The instance may be taken away though nobody asked."
-  }
-}
-
-run "preemptible_is_terminated_whole" {
-  command = plan
-  variables {
-    shape        = "VM.GPU3.1"
-    preemptible  = true
-    image_cuda   = "12.6"
-    image_arches = ["sm_70"]
-  }
-  assert {
-    condition     = oci_core_instance.node[0].preemptible_instance_config[0].preemption_action[0].type == "TERMINATE" && !oci_core_instance.node[0].preemptible_instance_config[0].preemption_action[0].preserve_boot_volume
-    error_message = "A preempted instance would leave its boot volume."
-  }
-}
-
 run "preemptible_can_be_forced" {
   command = plan
   variables {
@@ -109,31 +105,6 @@ run "preemptible_can_be_forced" {
   assert {
     condition     = length(oci_core_instance.node[0].preemptible_instance_config) == 1
     error_message = "force does not force."
-  }
-}
-
-run "price_is_half_when_preemptible" {
-  command = plan
-  variables {
-    shape        = "VM.GPU3.1"
-    preemptible  = true
-    image_cuda   = "12.6"
-    image_arches = ["sm_70"]
-  }
-  assert {
-    condition     = output.usd_per_hour == 2.95 / 2
-    error_message = "Preemptible is half the price."
-  }
-}
-
-run "price_is_of_all_nodes" {
-  command = plan
-  variables {
-    nodes = 2
-  }
-  assert {
-    condition     = output.usd_per_hour == 4
-    error_message = "Two nodes cost twice as much."
   }
 }
 
@@ -217,13 +188,9 @@ run "nodes_meet_by_name" {
     condition     = alltrue([for node in range(3) : strcontains(base64decode(yamldecode(output.user_data[node]).write_files[1].content), "JOB_NODE_RANK=${node}\nJOB_RENDEZVOUS=${output.rendezvous}\n")])
     error_message = "A node is told another rank or place."
   }
-}
-
-run "one_node_meets_nobody" {
-  command = plan
   assert {
-    condition     = output.rendezvous == null && !strcontains(base64decode(yamldecode(output.user_data[0]).write_files[1].content), "JOB_NODE")
-    error_message = "A single node waits for others."
+    condition     = output.usd_per_hour == 6
+    error_message = "Three nodes cost three times as much."
   }
 }
 
@@ -237,33 +204,6 @@ run "rdma_nodes_share_a_cluster" {
   assert {
     condition     = oci_core_instance.node[0].compute_cluster_id == "ocid1.computecluster.oc1..example" && length(oci_core_instance.node[0].agent_config[0].plugins_config) == 3
     error_message = "Cluster or plugins are missing."
-  }
-}
-
-run "metadata_fits" {
-  command = plan
-  assert {
-    condition     = length(oci_core_instance.node[0].metadata["user_data"]) < 32000 && length(output.user_data[0]) <= 16384
-    error_message = "OCI takes 32,000 bytes of metadata."
-  }
-}
-
-run "watchdog_is_armed_before_anything_else" {
-  command = plan
-  assert {
-    condition     = yamldecode(output.user_data[0]).runcmd == [["/usr/local/sbin/gpu-job", "arm"]] && contains(yamldecode(output.user_data[0]).bootcmd[0], "--on-active=7200")
-    error_message = "The watchdog does not come first."
-  }
-}
-
-run "driver_branch_goes_by_cuda" {
-  command = plan
-  variables {
-    image_cuda = "12.6"
-  }
-  assert {
-    condition     = strcontains(base64decode(yamldecode(output.user_data[0]).write_files[0].content), "MIN_DRIVER='525'")
-    error_message = "CUDA 12 needs branch 525."
   }
 }
 
