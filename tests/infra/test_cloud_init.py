@@ -14,9 +14,10 @@ from tests.infra.machine import content
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_it_is_small(user_data: str) -> None:
-    assert len(user_data.encode()) <= 16 * 1024
-    assert len(base64.b64encode(user_data.encode())) <= 32_000, "what OCI takes as metadata"
+def test_it_is_small(user_data: str, cluster: list[str]) -> None:
+    for text in (user_data, *cluster):
+        assert len(text.encode()) <= 16 * 1024
+        assert len(base64.b64encode(text.encode())) <= 32_000, "what OCI takes as metadata"
 
 
 def test_cloud_inits_schema(user_data: str, tmp_path: Path) -> None:

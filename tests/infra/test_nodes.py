@@ -89,7 +89,7 @@ def test_a_first_node_that_never_comes_keeps_no_other_and_somebody_tells(nodes: 
 
 
 def test_a_first_node_that_is_lost_is_told_by_the_one_that_ends_for_it(nodes: list[Machine], oracle: Oracle) -> None:
-    """Once, by the first to end: the third only follows."""
+    """What it said before is old by then."""
     nodes[0].begun()
     assert nodes[0].verb("report") == 0
     nodes[1].seconds_later(600)
