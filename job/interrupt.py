@@ -5,6 +5,7 @@
 The first signal sets a flag that the run polls where its state is whole, and starts a clock: when `grace` is over,
 the process ends wherever it is. `at_once()` surrounds what has nothing to lose, such as reading data or compiling:
 there the signal ends it on the spot. A second signal ends the process at once. Whatever was saved before stays.
+`ends_at()` names a limit of time, which ends nothing but what may end on the spot: the rest asks the clock itself.
 """
 
 import contextlib
@@ -37,6 +38,8 @@ class StopFlag:
         self.grace = grace
         self.at: float | None = None  # when the wish came
         self.raises = False
+        self.end = ""  # what limits the time
+        self.late = False  # it is over
         self.process = os.getpid()
         self.wished, self.over = threading.Event(), threading.Event()
 
@@ -44,30 +47,50 @@ class StopFlag:
     def installed(self) -> Iterator[Self]:
         """Takes over the signals of this process meanwhile. Only the main thread may do so."""
         before = {number: signal.signal(number, self._received) for number in SIGNALS}
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._time_is_up)
         watch = threading.Thread(target=self._watch, name="grace", daemon=True)
         watch.start()
         try:
             yield self
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, handler)
             self.over.set()
             self.wished.set()
             watch.join()
 
+    def ends_at(self, moment: float, why: str) -> None:
+        """Has a `raising` region left from this Unix time on, if the signals are taken over."""
+        self.end = why
+        if signal.getsignal(signal.SIGALRM) == self._time_is_up:
+            signal.setitimer(signal.ITIMER_REAL, max(moment - time.time(), 1e-6))
+
+    @property
+    def why(self) -> str | None:
+        """What ends a `raising` region."""
+        return f"{self.end} is reached" if self.reason is None and self.late else self.reason
+
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """While this lasts a signal raises; so does one that came before. Nothing may be yielded inside."""
-        self.raises = True
+    def raising(self) -> Iterator[None]:
+        """While this lasts a wish raises Leave; so does one that came before. Nothing may be yielded inside."""
+        before, self.raises = self.raises, True
         try:
-            if self.reason is not None:
+            if self.why is not None:
                 raise Leave
             yield
+        finally:
+            self.raises = before
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """The same, where nothing can be lost: Interrupted."""
+        try:
+            with self.raising():
+                yield
         except Leave:
             cure = "nothing is lost; run the same id again"
-            raise Interrupted("run", f"{self.reason} where there was nothing to save", cure) from None
-        finally:
-            self.raises = False
+            raise Interrupted("run", f"{self.why} where there was nothing to save", cure) from None
 
     def left(self) -> float | None:
         """Seconds until the process has to have left; None while nobody wishes it to."""
@@ -81,6 +104,11 @@ class StopFlag:
         self.reason, self.at = f"received {signal.Signals(number).name}", time.monotonic()
         self.wished.set()
         if self.raises:
+            raise Leave
+
+    def _time_is_up(self, _number: int, _frame: FrameType | None) -> None:
+        self.late = True
+        if self.raises and self.reason is None:
             raise Leave
 
     def _watch(self) -> None:

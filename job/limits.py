@@ -3,13 +3,14 @@
 if (leave := limits.leave()) is not None: save, then raise leave
 """
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from job.errors import Interrupted, JobError, UsageError
 from job.gpu_watch import GpuWatch
-from job.interrupt import StopFlag
+from job.interrupt import Leave, StopFlag
 
 SAMPLE_EVERY = 1.0  # seconds between two looks at the GPU
 MUCH = 0.2  # share of the time spent on waiting for images that makes loading the one to blame
@@ -79,6 +80,16 @@ class Limits:
         wish = self._wish()
         if self.decide(wish is not None):
             raise self._interrupted("as rank 0 is" if wish is None else wish)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around waiting for images, which may come in minutes or never: a wish ends it as Interrupted, here alone."""
+        try:
+            with self.stop.raising():
+                yield
+        except Leave:
+            assert self.stop.why is not None
+            raise self._interrupted(self.stop.why) from None
 
     def _wish(self) -> str | None:
         if self.stop.reason is not None:

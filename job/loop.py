@@ -22,11 +22,17 @@ def train(training: Session, limits: Limits, beat: Heartbeat) -> Iterator[Event]
     due = Due(spec.checkpoint.every, training.total)
     pace = Pace(beat, spec.train.epochs, len(training.batches), training.batches.count)
     beat.phase("train")
-    steps = training.steps()
+    training.may_leave(limits.waiting)
+    steps, whole = _steps(training), True
     with limits.stop.at_once():  # the first step compiles
         first = next(steps, None)
     for done in itertools.chain([] if first is None else [first], steps):
+        if isinstance(done, Interrupted):
+            if whole:
+                yield from save_and_leave(training, done)
+            raise done
         if isinstance(done, StepDone):
+            whole = done.whole
             yield from _step(done, training, pace, limits, due)
             continue
         ended = yield from _end_epoch(done, training, limits, beat)
@@ -39,6 +45,14 @@ def train(training: Session, limits: Limits, beat: Heartbeat) -> Iterator[Event]
         if (leave := limits.leave()) is not None:
             yield from save_and_leave(training, leave)
     yield from saved(training.flush())
+
+
+def _steps(training: Session) -> Iterator[StepDone | EpochDone | Interrupted]:
+    """The steps; last the wish that ended waiting for the images of one, after which the state stands where it did."""
+    try:
+        yield from training.steps()
+    except Interrupted as leave:
+        yield leave
 
 
 def _step(done: StepDone, training: Session, pace: Pace, limits: Limits, due: "Due") -> Iterator[Event]:

@@ -87,11 +87,14 @@ def _work(
     for change in changes:
         yield Note(change)
     made, training, beat = None, None, Heartbeat(folder)
+    end = deadline(planning.limit(loaded.spec), began, os.environ)
+    if end is not None:
+        stop.ends_at(*end)
     try:
         with stop.at_once(), beat.alive("data"):
             made = planning.plan(loaded, fetch=True, began=began, phase=beat.phase)
         training = new_session(made, folder, ranks)
-        limits = _limits(made, folder, stop, began, stop_after, ranks)
+        limits = _limits(made, folder, stop, end, stop_after, ranks)
         if limits.idle is not None and limits.idle.problem:
             yield Note(f"resources.min_gpu_utilization is not watched: {limits.idle.problem}", "warning")
         for event in run(made, training, folder, limits, beat, began):
@@ -161,11 +164,15 @@ def open_folder(spec: Spec, run_id: str | None) -> RunFolder:
 
 
 def _limits(
-    made: Plan, folder: RunFolder, stop: StopFlag, began: float, stop_after: int | None, ranks: Ranks
+    made: Plan,
+    folder: RunFolder,
+    stop: StopFlag,
+    end: tuple[float, str] | None,
+    stop_after: int | None,
+    ranks: Ranks,
 ) -> Limits:
     assert made.ready is not None
     device, wanted = made.ready.network.device, made.loaded.spec.resources
-    end = deadline(made.limit, began, os.environ)
     idle = None
     if wanted.min_gpu_utilization is not None and device.kind == "cuda":
         idle = IdleGpu.through_nvml(wanted.min_gpu_utilization, wanted.utilization_window, device.uuid())

@@ -46,12 +46,16 @@ class Plan:
 
     @property
     def limit(self) -> tuple[float, str] | None:
-        """Seconds after which the run has to stop, and by which key."""
-        resources = self.loaded.spec.resources
-        limits = [] if resources.max_duration is None else [(resources.max_duration, "resources.max_duration")]
-        if resources.max_cost is not None and self.usd_per_hour is not None:
-            limits.append((resources.max_cost / self.usd_per_hour * 3600, "resources.max_cost"))
-        return min(limits, default=None)
+        return limit(self.loaded.spec)
+
+
+def limit(spec: Spec) -> tuple[float, str] | None:
+    """Seconds after which the run has to stop, and by which key."""
+    resources, price = spec.resources, usd_per_hour(spec.resources)
+    limits = [] if resources.max_duration is None else [(resources.max_duration, "resources.max_duration")]
+    if resources.max_cost is not None and price is not None:
+        limits.append((resources.max_cost / price * 3600, "resources.max_cost"))
+    return min(limits, default=None)
 
 
 def plan(

@@ -63,6 +63,21 @@ def test_the_time_left_never_falls_below_zero() -> None:
     assert stop.left() == 0.0
 
 
+def test_a_limit_of_time_ends_what_may_end_on_the_spot_and_nothing_else(flag: StopFlag) -> None:
+    flag.ends_at(time.time() - 1, "resources.max_duration")
+    while not flag.late:
+        time.sleep(0.001)
+    assert (flag.reason, flag.left()) == (None, None)
+    with pytest.raises(Interrupted, match=r"max_duration is reached where there was nothing"), flag.at_once():
+        raise AssertionError
+
+
+def test_a_limit_of_time_ends_a_wait(flag: StopFlag) -> None:
+    flag.ends_at(time.time() + 0.01, "resources.max_duration")
+    with pytest.raises(Interrupted, match=r"resources\.max_duration is reached"), flag.at_once():
+        threading.Event().wait(60)
+
+
 def program(body: str) -> subprocess.CompletedProcess[str]:
     begun = "import os, signal, time\nfrom job.interrupt import StopFlag\nme = os.getpid()\n"
     command = [sys.executable, "-c", begun + body]

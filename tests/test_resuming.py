@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,13 @@ def test_the_heartbeat_tells_the_phases_in_their_order(tmp_path: Path, monkeypat
     monkeypatch.setattr(Heartbeat, "phase", spy)
     job(tmp_path, "train.epochs=2")
     assert told == ["data", "tune", "train", "evaluate", "report"]
+
+
+def test_a_limit_of_time_ends_the_reading_of_data(tmp_path: Path) -> None:
+    loaded = parse(SPEC, "spec.yaml", [f"store.uri={tmp_path}", "resources.max_duration=10s"])
+    with StopFlag().installed() as stop, pytest.raises(Interrupted, match=r"max_duration is reached where there was"):
+        list(pipeline.job(loaded, "run", stop, began=time.time() - 60))
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "interrupted"
 
 
 class StopInEvaluation(StopFlag):

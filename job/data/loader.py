@@ -11,7 +11,8 @@ import multiprocessing.forkserver
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,6 +35,7 @@ from job.spec.schema import Augment
 
 EVALUATION_BATCH = 512  # images; larger ones no longer help the CPU, and a GPU has room for them
 CHUNK = 2**18  # pixel values normalised at a time on CPU: 1 MiB of float32 stays in the core's own cache
+Waiting = Callable[[], AbstractContextManager[None]]  # entered while images are waited for; may raise to leave
 UPLOAD = 2**28  # bytes copied to the device at a time while a data set becomes resident
 
 
@@ -122,6 +124,7 @@ class TrainingBatches:
         self.rank, self.ranks = rank, ranks
         self.shape = split.images.shape[1], split.images.shape[2]
         self.images = split.images
+        self.waiting: Waiting = contextlib.nullcontext
         self.coming: Ahead | None = None
         self.clock = Clock(device)
         self.resident: _Resident | None = None
@@ -183,7 +186,9 @@ class TrainingBatches:
         batches = self.device.ahead(_whole_batches(brought), lambda: self.clock("copy"))
         begin = parts[0].start if parts else 0
         with ahead(self.images, order[begin:]) as self.coming:  # its threads begin when the workers have been forked
-            for part, batch in zip(parts, batches, strict=True):
+            for part in parts:
+                with self.waiting():
+                    batch = next(batches)
                 if self.coming is not None:
                     self.coming.reached(part.stop - begin)
                 yield batch
@@ -227,14 +232,22 @@ class _Resident:
             yield self.images.index_select(0, places), self.labels.index_select(0, chosen)
 
 
-def in_order(split: Split, device: Device, pixels: Pixels, batch_size: int = EVALUATION_BATCH) -> Iterator[Batch]:
+def in_order(
+    split: Split,
+    device: Device,
+    pixels: Pixels,
+    batch_size: int = EVALUATION_BATCH,
+    waiting: Waiting = contextlib.nullcontext,
+) -> Iterator[Batch]:
     """The whole split once, unchanged and in its own order, as evaluation needs it."""
     with ahead(split.images, np.arange(len(split.labels))) as coming:
         for start in range(0, len(split.labels), batch_size):
             part = slice(start, start + batch_size)
             if coming is not None:
                 coming.reached(part.stop)
-            yield Batch(pixels(device.tensor(split.images[part])), device.tensor(split.labels[part]))
+            with waiting():
+                images = split.images[part]
+            yield Batch(pixels(device.tensor(images)), device.tensor(split.labels[part]))
 
 
 class _Sampler:

@@ -9,6 +9,7 @@ brought meanwhile.
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from job.storage.store import FolderStore, open_store
 
 AHEAD = 4  # shards brought before they are needed
 FETCHERS = 2  # at a time: while one is asked for or verified, another comes
-LEAVE = 5.0  # seconds that a fetcher may take to leave
+LEAVE = 2.0  # seconds that the fetchers may take to leave: one may be asking a store that is away
 OPEN = 64  # shards kept open by a process at most: one that went from the cache takes room until it is closed
 
 
@@ -125,8 +126,9 @@ class Ahead:
         with self.turned:
             self.stop.set()
             self.turned.notify_all()
+        until = time.monotonic() + LEAVE
         for thread in self.threads:
-            thread.join(LEAVE)
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _fetch(self) -> None:
         while (number := self._take()) is not None:

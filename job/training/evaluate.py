@@ -1,5 +1,6 @@
 """Every image of a split once, exactly: class probabilities, in the split's own order."""
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from job.data.dataset import Split
 from job.data.images import choose
-from job.data.loader import EVALUATION_BATCH, Pixels, in_order
+from job.data.loader import EVALUATION_BATCH, Pixels, Waiting, in_order
 from job.device import Device
 from job.results.metrics import Predictions
 from job.training.distributed import ALONE, Ranks, in_parts
@@ -24,6 +25,7 @@ def predict(
     ranks: Ranks = ALONE,
     *,
     mirrored: bool = False,
+    waiting: Waiting = contextlib.nullcontext,
 ) -> Predictions:
     """Softmax of the logits in float32. `poll` is called at each batch and may raise to leave early.
 
@@ -37,7 +39,7 @@ def predict(
     mine = split
     if ranks.count > 1:  # chosen, not read: what is streamed would have to fit into memory
         mine = Split(choose(split.images, np.arange(part.start, part.stop)), split.labels[part])
-    sharded, batches = ranks.count > 1 and in_parts(module), in_order(mine, device, pixels)
+    sharded, batches = ranks.count > 1 and in_parts(module), in_order(mine, device, pixels, waiting=waiting)
     ranks.share_buffers(module)
     with torch.no_grad() if sharded else torch.inference_mode(), device.autocast():
         for _ in range(math.ceil(math.ceil(len(split.labels) / ranks.count) / EVALUATION_BATCH)):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from job.data.dataset import Split, Splits
 from job.data.images import choose
-from job.data.loader import Settings, TrainingBatches
+from job.data.loader import Settings, TrainingBatches, Waiting
 from job.data.shards import streamed
 from job.device import cpu_count
 from job.errors import UsageError
@@ -91,6 +91,11 @@ class Session:
     def steps(self) -> Iterator[StepDone | EpochDone]:
         self.clock.take()  # what went before is not training
         return train(self.state, self.batches, self.spec, self.network.device, self.ranks)
+
+    def may_leave(self, waiting: Waiting) -> None:
+        """`waiting` surrounds each wait for images and may raise there; not where all ranks have to save together."""
+        if self.mesh is None:
+            self.batches.waiting = waiting
 
     def watch(self, done: StepDone) -> RunningLoss | None:
         """Takes in a step; the running loss where one is due. JobError when the loss is no number."""
@@ -312,7 +317,9 @@ class Session:
     def _predict(self, split: Split, poll: Callable[[], None] | None = None) -> Predictions:
         network, mirrored = self.network, self.spec.train.mirror_test
         module = self.state.module
-        return predict(module, split, network.device, network.pixels, poll, self.ranks, mirrored=mirrored)
+        waiting = self.batches.waiting
+        device, pixels = network.device, network.pixels
+        return predict(module, split, device, pixels, poll, self.ranks, mirrored=mirrored, waiting=waiting)
 
     def _measure_counting(self, split: Split, poll: Callable[[], None] | None) -> Metrics:
         """With the weights that count, which training goes on without."""

@@ -1,9 +1,21 @@
-"""A whole run in processes of its own."""
+"""Processes that a test starts: a whole run, or ranks that do a piece of work together."""
 
+import multiprocessing
+import os
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from job.training.distributed import join
+
+Found = dict[str, Any]
+SERVER = multiprocessing.get_context("forkserver")  # it has torch loaded, which takes each process seconds
+SERVER.set_forkserver_preload(["torch", "torch.distributed.fsdp", "job.training.parts", "job.training.session"])
 
 
 def start(folder: Path, spec: str, *changes: str, more: Sequence[str] = ()) -> "subprocess.Popen[str]":
@@ -22,3 +34,25 @@ def interrupt(process: "subprocess.Popen[str]", patience: float) -> str:
     _, errors = process.communicate(timeout=patience)
     assert process.returncode == 75, errors
     return errors
+
+
+def together(folder: Path, count: int, work: Callable[..., Found], *arguments: Any) -> list[Found]:
+    """What `work(ranks, *arguments)` found in each of `count` processes over gloo."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    given = [(folder, {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}, work, arguments) for rank in range(count)]
+    processes = [SERVER.Process(target=_rank, args=one) for one in given]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+    assert [process.exitcode for process in processes] == [0] * count
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def _rank(folder: Path, environ: dict[str, str], work: Callable[..., Found], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(environ)
+    torch.set_num_threads(1)
+    with join() as ranks:
+        torch.save(work(ranks, *arguments), folder / f"{ranks.rank}.pt")

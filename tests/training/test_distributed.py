@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from job.spec.schema import Augment, Spec
 from job.training.distributed import ALONE, Ranks, join
 from job.training.evaluate import predict
 from job.training.trainer import State, StepDone, train
-from tests.training.launched import interrupt, start
+from tests.training.launched import interrupt, start, together
 
 CPU = Device("cpu", "test", "fp32", compile=False, channels_last=False, threads=1)
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -68,27 +67,10 @@ def work(ranks: Ranks, keys: dict[str, Any], saved: str | None = None) -> dict[s
     }
 
 
-def together(tmp_path: Path, count: int, keys: dict[str, Any], saved: str | None = None) -> list[dict[str, Any]]:
-    """What each of `count` processes found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, json.dumps(keys), str(tmp_path / f"{rank}.pt"), saved or ""],
-            env={**os.environ, **environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": ROOT},
-        )
-        for rank in range(count)
-    ]
-    assert [process.wait(120) for process in processes] == [0] * count
-    return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(count)]
-
-
 @pytest.mark.parametrize("keys", [{}, {"accumulate": 2, "clip_grad_norm": 0.5}], ids=["plain", "accumulated"])
 def test_two_are_one(tmp_path: Path, keys: dict[str, Any]) -> None:
     alone = work(ALONE, keys)
-    first, second = together(tmp_path, 2, keys)
+    first, second = together(tmp_path, 2, work, keys)
     assert len(alone["losses"]) == 60
     assert first["images"] == alone["images"]
     assert np.abs(np.subtract(first["losses"], alone["losses"])).max() < 1e-5
@@ -99,7 +81,7 @@ def test_two_are_one(tmp_path: Path, keys: dict[str, Any]) -> None:
 
 
 def test_three_look_at_every_image_once_and_in_order(tmp_path: Path) -> None:
-    found = together(tmp_path, 3, {})
+    found = together(tmp_path, 3, work, {})
     alone = work(ALONE, {})
     for one in found:
         assert one["probabilities"].shape == (IMAGES, 3)
@@ -107,7 +89,7 @@ def test_three_look_at_every_image_once_and_in_order(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_two_is_one_of_one_and_back(tmp_path: Path) -> None:
-    state = together(tmp_path, 2, {"epochs": 1})[0]["state"]
+    state = together(tmp_path, 2, work, {"epochs": 1})[0]["state"]
     saved = tmp_path / "saved.pt"
     torch.save(state, saved)
     alone = work(ALONE, {"epochs": 1}, str(saved))
@@ -115,7 +97,7 @@ def test_a_checkpoint_of_two_is_one_of_one_and_back(tmp_path: Path) -> None:
     assert all(torch.equal(alone["weights"][name], weight) for name, weight in state["module"].items())
     torch.save(alone["state"], saved)
     (tmp_path / "back").mkdir()
-    back = together(tmp_path / "back", 2, {"epochs": 1}, str(saved))
+    back = together(tmp_path / "back", 2, work, {"epochs": 1}, str(saved))
     for one in back:
         assert all(torch.equal(one["weights"][name], weight) for name, weight in state["module"].items())
         assert one["state"]["seen"] == state["seen"]
@@ -124,7 +106,7 @@ def test_a_checkpoint_of_two_is_one_of_one_and_back(tmp_path: Path) -> None:
 def test_a_stop_is_heard_by_all_at_the_same_batch_of_an_evaluation(tmp_path: Path) -> None:
     """Rank 0 is asked while it looks at its second batch; one rank has three batches, the other two."""
     for polls in (2, 3):
-        first, second = together(tmp_path, 2, {"stop_after_polls": polls})
+        first, second = together(tmp_path, 2, evaluate_and_stop, polls)
         assert first["said"] == "stopped, received SIGTERM"
         assert second["said"] == "stopped, as rank 0 is"
         assert (first["batches"], second["batches"]) == (polls - 1, min(polls - 1, 2))
@@ -206,7 +188,7 @@ def test_kill_9_of_one_of_two_ends_in_one_result(tmp_path: Path) -> None:
 def test_ranks_that_start_again_meet_whoever_comes_first(late: int) -> None:
     """torchrun's store still holds where the ranks before them listened."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "--max-restarts", "1", __file__, "again", str(late)]
+    command = [*torchrun, "--max-restarts", "1", __file__, str(late)]
     done = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
@@ -276,12 +258,5 @@ def test_sigterm_interrupts_both_and_one_process_goes_on(tmp_path: Path) -> None
     assert "--stop-after is reached" in errors
 
 
-if __name__ == "__main__" and sys.argv[1] == "again":
-    meet_and_die(int(sys.argv[2]))
-elif __name__ == "__main__":
-    with join() as ranks_here:
-        given_keys = json.loads(sys.argv[1])
-        if "stop_after_polls" in given_keys:
-            torch.save(evaluate_and_stop(ranks_here, given_keys["stop_after_polls"]), sys.argv[2])
-        else:
-            torch.save(work(ranks_here, given_keys, sys.argv[3] or None), sys.argv[2])
+if __name__ == "__main__":
+    meet_and_die(int(sys.argv[1]))

@@ -1,10 +1,6 @@
 """FSDP and checkpoints in parts: two processes over gloo against DDP, and against one process."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,13 +19,12 @@ from job.runfolder import RunFolder, files_of, read_pointer
 from job.spec.schema import Augment, Spec
 from job.training import checkpoint
 from job.training.checkpoint import Place
-from job.training.distributed import ALONE, Ranks, join
+from job.training.distributed import ALONE, Ranks
 from job.training.evaluate import predict
 from job.training.trainer import State, StepDone, train
-from tests.training.launched import interrupt, start
+from tests.training.launched import interrupt, start, together
 
 CPU = Device("cpu", "test", "fp32", compile=False, channels_last=False, threads=1)
-ROOT = str(Path(__file__).resolve().parents[2])
 IMAGES, BATCH, EPOCHS = 91, 8, 3
 RUN = """
 name: parts
@@ -96,20 +91,10 @@ def whole(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
     }
 
 
-def together(tmp_path: Path, keys: dict[str, Any], folder: Path | None = None, count: int = 2) -> list[dict[str, Any]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, json.dumps(keys), str(tmp_path / f"{rank}.pt"), str(folder or "")],
-            env={**os.environ, **environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": ROOT},
-        )
-        for rank in range(count)
-    ]
-    assert [process.wait(240) for process in processes] == [0] * count
-    return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(count)]
+def in_processes(
+    tmp_path: Path, keys: dict[str, Any], folder: Path | None = None, count: int = 2
+) -> list[dict[str, Any]]:
+    return together(tmp_path, count, work, keys, folder)
 
 
 def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -135,7 +120,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_parts_it_learns_what_ddp_learns(tmp_path: Path, kind: str) -> None:
     keys = KINDS[kind]
-    copies, parts = together(tmp_path, keys)[0], together(tmp_path, {**keys, "parallel": "fsdp"})
+    copies, parts = in_processes(tmp_path, keys)[0], in_processes(tmp_path, {**keys, "parallel": "fsdp"})
     loose = 1e-2 if kind == "bf16" else 1e-4
     assert len(copies["losses"]) == EPOCHS * 12
     assert np.abs(np.subtract(parts[0]["losses"], copies["losses"])).max() < loose
@@ -153,28 +138,28 @@ def test_saved_at_two_and_loaded_at_one_and_back_is_exact(tmp_path: Path) -> Non
     folder = RunFolder(tmp_path / "run")
     folder.make()
     fsdp = {"parallel": "fsdp"}
-    saved = together(tmp_path, fsdp, folder.root)[0]
+    saved = in_processes(tmp_path, fsdp, folder.root)[0]
     [entry] = read_pointer(folder.checkpoints / checkpoint.POINTER)
     names = [one["file"] for one in files_of(entry)]
     assert names == ["step-00000003.part-0.pt", "step-00000003.part-1.pt", "step-00000003.pt"]
     alone = work(ALONE, {}, folder.root)
     assert alone["losses"] == []
     assert_equal(alone, saved)
-    assert_equal(together(tmp_path, fsdp, folder.root)[0], saved)
-    assert_equal(together(tmp_path, fsdp, folder.root, count=3)[0], saved)
-    assert_equal(together(tmp_path, {}, folder.root)[0], saved)
+    assert_equal(in_processes(tmp_path, fsdp, folder.root)[0], saved)
+    assert_equal(in_processes(tmp_path, fsdp, folder.root, count=3)[0], saved)
+    assert_equal(in_processes(tmp_path, {}, folder.root)[0], saved)
     one = RunFolder(tmp_path / "one")
     one.make()
     single = work(ALONE, {}, one.root)
-    assert_equal(together(tmp_path, fsdp, one.root)[0], single)
+    assert_equal(in_processes(tmp_path, fsdp, one.root)[0], single)
 
 
 @pytest.mark.slow
 def test_a_damaged_part_is_refused_and_the_checkpoint_before_taken(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.make()
-    together(tmp_path, {"parallel": "fsdp", "epochs": 1}, folder.root)
-    together(tmp_path, {"parallel": "fsdp", "epochs": 2}, folder.root)
+    in_processes(tmp_path, {"parallel": "fsdp", "epochs": 1}, folder.root)
+    in_processes(tmp_path, {"parallel": "fsdp", "epochs": 2}, folder.root)
     part = folder.checkpoints / "step-00000002.part-1.pt"
     whole = part.read_bytes()
     damages = [whole[:-1], whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:]]
@@ -228,9 +213,3 @@ def test_a_gpu_that_chose_fp16_is_refused() -> None:
 
     with pytest.raises(UsageError, match="the loss scaling of fp16 is not exact"):
         sharding.shard(nn.Linear(2, 2), Device(**{**asdict(CPU), "precision": "fp16"}), 2)
-
-
-if __name__ == "__main__":
-    with join() as ranks_here:
-        found_here = work(ranks_here, json.loads(sys.argv[1]), Path(sys.argv[3]) if sys.argv[3] else None)
-        torch.save(found_here, sys.argv[2])
