@@ -291,7 +291,8 @@ def _tight_retries() -> Any:
 def _reason(error: Exception) -> str:
     """Few words without what a certificate, a key or a token might have put into the text."""
     if isinstance(error, oci.exceptions.ServiceError):
-        return f"{error.status} {error.code or ''}".strip()
+        told = f"{error.status} {error.code or ''}".strip()
+        return f"{told}, opc-request-id {error.request_id}" if error.request_id else told
     return type(error).__name__
 
 

@@ -215,7 +215,7 @@ class Delivery:
         log = self.folder.root / OUTBOX / "uploader.log"
         with disk_errors(log), log.open("wb") as errors:
             self.process = subprocess.Popen(
-                [*command, "--keep", str(self.keep), *options],
+                [*command, "--keep", str(self.keep), "--last-words", "job.epitaph", *options],
                 stdin=subprocess.PIPE,
                 stdout=errors,
                 stderr=errors,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from job import loop, planning, reporting, resuming
+from job import epitaph, loop, planning, reporting, resuming
 from job.delivery import Delivery, delivered, finished, target, working_folder
 from job.errors import Interrupted, JobError, UsageError
 from job.events import Begun, Ended, Event, Note, Result, describe
@@ -71,6 +71,7 @@ def upload(folder: RunFolder) -> Iterator[Event]:
     if uri is None:
         raise UsageError(str(folder.root), "this run's store is the folder itself", "there is nothing to upload")
     with locked(folder), Delivery(folder, uri, spec) as delivery:
+        epitaph.write(folder)
         yield from delivery.flush(STALLED, StopFlag(), patient=True)
         yield from finished(delivery)
 

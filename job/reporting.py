@@ -4,7 +4,6 @@ import shlex
 import sys
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 
 from job import environment, telling
 from job.data.dataset import Splits
@@ -30,8 +29,8 @@ def complete(made: Plan, folder: RunFolder, training: Session, outcome: Outcome,
         accuracy=test.accuracy,
         per_class={name: one.accuracy for name, one in test.per_class.items()},
         name=made.loaded.spec.name,
-        started=moment(began),
-        finished=moment(time.time()),
+        started=schema.moment(began),
+        finished=schema.moment(time.time()),
         seconds=schema.Seconds(**made.seconds, total=time.time() - began),
         accuracy_interval=test.interval,
         test=schema.TestResult.of(test),
@@ -63,8 +62,8 @@ def partial(
         accuracy=None,
         per_class={},
         name=folder.id if made is None else made.loaded.spec.name,
-        started=moment(began),
-        finished=moment(time.time()),
+        started=schema.moment(began),
+        finished=schema.moment(time.time()),
         seconds=schema.Seconds(**seconds, total=time.time() - began),
         **facts,
     )
@@ -88,18 +87,14 @@ def seal(made: Plan, folder: RunFolder) -> None:
     write_manifest(folder, provenance)
 
 
-def moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
 def _facts(made: Plan, folder: RunFolder, training: Session) -> dict[str, object]:
     """What is known whether or not the run came to its end."""
     ready, spec, splits = _ready(made), made.loaded.spec, training.splits
-    lines = read_lines(folder.metrics)
+    history, running_loss = schema.trained(read_lines(folder.metrics))
     device = asdict(ready.network.device)
     return {
-        "history": tuple(schema.Epoch(**_without(line, "kind")) for line in lines if line["kind"] == "epoch"),
-        "running_loss": tuple(schema.Loss(**_without(line, "kind")) for line in lines if line["kind"] == "loss"),
+        "history": history,
+        "running_loss": running_loss,
         "data": _data(spec.dataset.name, splits),
         "model": schema.Network(
             name=spec.model.name,

@@ -163,6 +163,11 @@ def files_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
     return [*entry.get("parts", []), entry]
 
 
+def place(entry: dict[str, Any]) -> tuple[int, int]:
+    """Where in its run a checkpoint stands: epochs done, and steps of the one under way."""
+    return int(entry.get("epoch", 0)), int(entry.get("step", 0))
+
+
 def uploaded(folder: RunFolder) -> list[str]:
     """Checkpoint files that are verified in the run's store: these can go when the disk is short."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

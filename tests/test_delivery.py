@@ -1,21 +1,27 @@
 """A run and its bucket: real processes, the real SDK, a server of the real protocol that fails on demand."""
 
+import io
+import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from job import delivery, pipeline
+from job import delivery, heartbeat, pipeline
 from job.errors import Interrupted, JobError, UploadError, UsageError
-from job.events import Ended, Event, Note, Saved
+from job.events import Ended, Event, Note, Progress, Saved
 from job.interrupt import StopFlag
 from job.runfolder import OUTBOX, STATE, RunFolder, write_json
 from job.spec.load import parse
+from job.storage import uploader
+from tests.object_storage.faults import FINAL
 from tests.object_storage.identity import write_config
 from tests.object_storage.server import ObjectStorage
 from tests.reader import WatchedBucket, stored, watch
@@ -101,7 +107,8 @@ def test_a_dead_store_does_not_touch_the_training(
     journal = (folder(tmp_path).root / ".outbox/journal.jsonl").read_text()
     assert '"name": "model/model.pt"' in journal
     monkeypatch.setenv("JOB_OCI_ENDPOINT", server.endpoint)
-    assert texts(list(pipeline.upload(folder(tmp_path)))) == f"Everything is stored: oci://bucket@space/{RUN}"
+    command = [sys.executable, "-m", "job", "upload", str(folder(tmp_path).root)]  # as after a reboot
+    assert subprocess.check_output(command, text=True) == f"Everything is stored: oci://bucket@space/{RUN}\n"
     assert stored(server, RUN) == before == contents(folder(tmp_path).root)
     assert texts(list(pipeline.upload(folder(tmp_path)))) == f"Everything is stored: oci://bucket@space/{RUN}"
 
@@ -127,7 +134,7 @@ def test_a_run_begun_without_the_store_does_not_replace_the_one_that_is_there(
     assert stored(server, "runs/other") == contents(other)
 
 
-@pytest.mark.parametrize("kind", ["401", "404", "bucket", "quota", "skew"])
+@pytest.mark.parametrize("kind", FINAL)
 def test_a_refusal_is_told_before_training(server: ObjectStorage, kind: str) -> None:
     server.faults.add(kind, "put", times=None)
     with pytest.raises(UsageError) as caught:
@@ -200,20 +207,8 @@ def test_a_dead_uploader_is_told_and_started_again(
 
 
 def test_a_checkpoint_that_waits_too_long_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that lives stands for the uploader; what it says of itself is written here."""
-    monkeypatch.setattr(delivery, "LOOK_EVERY", 0.0)
-    made = folder(tmp_path)
-    made.make()
-    (made.root / OUTBOX).mkdir()
-    spec = parse(SPEC, "spec.yaml", ["store.lag_warning=100s"]).spec
-    with delivery.Delivery(made, "oci://bucket@space/runs/run", spec) as upload:
-        upload.process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, text=True)
-        told = []
-        for lag in (0, 100, 101, 300, 0, 250):
-            state = {"pid": upload.process.pid, "phase": "mirroring", "lag_seconds": lag}
-            write_json(made.root / STATE, state)
-            told.append(texts(list(upload.news())))
-    assert told == [
+    states = [{"lag_seconds": lag} for lag in (0, 100, 101, 300, 0, 250)]
+    assert news(tmp_path, monkeypatch, states) == [
         "",
         "",
         "A checkpoint saved 101 s ago is not uploaded yet (store.lag_warning)",
@@ -223,22 +218,55 @@ def test_a_checkpoint_that_waits_too_long_is_told_once(tmp_path: Path, monkeypat
     ]
 
 
+def test_a_refusal_while_it_trains_is_told_at_once_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = {"error": "all of it", "refused": ["oci://bucket@space/runs/run/a", "404 NotAuthorizedOrNotFound", "ask"]}
+    assert news(tmp_path, monkeypatch, [{}, refused, refused, {}, refused]) == [
+        "",
+        said := f"The store refuses; training goes on and results wait here: {'; '.join(refused['refused'])}",
+        "",
+        "oci://bucket@space/runs/run answers again",
+        said,
+    ]
+
+
+def news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: Sequence[Mapping[str, object]]) -> list[str]:
+    """What is told of each state. A process that lives stands for the uploader, whose state is written here."""
+    monkeypatch.setattr(delivery, "LOOK_EVERY", 0.0)
+    made = folder(tmp_path)
+    made.make()
+    (made.root / OUTBOX).mkdir()
+    spec, told = parse(SPEC, "spec.yaml", ["store.lag_warning=100s"]).spec, []
+    with delivery.Delivery(made, "oci://bucket@space/runs/run", spec) as upload:
+        upload.process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, text=True)
+        for state in states:
+            write_json(made.root / STATE, {"pid": upload.process.pid, "phase": "mirroring", **state})
+            told.append(texts(list(upload.news())))
+    return told
+
+
 def test_a_run_whose_checkpoints_do_not_go_up_warns(
     tmp_path: Path, server: ObjectStorage, bucket: WatchedBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the file's own time to the line in the log, through the real uploader."""
+    """From the file's own time to the line in the log, the terminal and status.json, through the real uploader."""
     monkeypatch.setattr(delivery, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(heartbeat, "EVERY", 0.0)
     server.faults.add("503", "put", name="step-", times=None)
     events = pipeline.job(parse(SPEC, "spec.yaml", ["train.epochs=100000", "store.lag_warning=1h"]), "run", StopFlag())
     assert isinstance(events, Generator)
-    saved = next(event for event in events if isinstance(event, Saved))
-    os.utime(saved.path, (0, 0))  # the oldest that waits, until retention takes it
-    for event in events:
-        if isinstance(event, Saved):
-            os.utime(event.path, (0, 0))
-        if isinstance(event, Note) and "(store.lag_warning)" in event.text:
-            break
-    assert event.level == "warning"
+
+    def aged() -> Iterator[Event]:
+        for event in events:
+            if isinstance(event, Saved):
+                os.utime(event.path, (0, 0))  # the oldest that waits, until retention takes it
+            yield event
+
+    told = aged()
+    warned = next(event for event in told if isinstance(event, Note) and "(store.lag_warning)" in event.text)
+    assert warned.level == "warning"
+    shown = next(event for event in told if isinstance(event, Progress))
+    assert shown.upload == "no durable checkpoint yet"
+    status = json.loads(folder(tmp_path).status.read_text())
+    assert status["store"]["lag_seconds"] > 3600
     events.close()
     assert "is not uploaded yet" in folder(tmp_path).log.read_text()
 
@@ -247,29 +275,58 @@ def test_sigterm_stores_everything_and_exits_75(tmp_path: Path, server: ObjectSt
     with start(tmp_path, "train.epochs=100000") as process:
         assert process.stdout is not None
         uri = f"oci://bucket@space/{RUN}/checkpoints/step-"
+        saved = (line for line in process.stdout if line.startswith("Saved"))
+        assert len(list(itertools.islice(saved, 3))) == 3
         assert any(line.startswith(f"Stored {uri}") for line in process.stdout)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=120)
     assert process.returncode == 75
-    assert stored(server, RUN) == contents(folder(tmp_path).root)
-    assert json.loads(stored(server, RUN)["status.json"])["status"] == "interrupted"
+    there = stored(server, RUN)
+    assert there == contents(folder(tmp_path).root)
+    assert json.loads(there["status.json"])["status"] == "interrupted"
+    assert sum(name.endswith(".pt") for name in there if name.startswith("checkpoints/")) == 2, "keep"
+
+
+def test_a_run_that_was_killed_is_summed_up(
+    tmp_path: Path, server: ObjectStorage, bucket: WatchedBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the uploader, which outlives it; `upload` does the same where that was killed, too."""
+    events = pipeline.job(parse(SPEC, "spec.yaml", ["train.epochs=100000"]), "run", StopFlag())
+    assert isinstance(events, Generator)
+    next(event for event in events if isinstance(event, Saved))
+    events.close()  # from here on nobody writes
+    monkeypatch.setattr(uploader, "MOURNING", 0.0)
+    left = uploader.Uploader(folder(tmp_path), f"oci://bucket@space/{RUN}", 2, "never", strict=False)
+    assert uploader.serve(left, io.StringIO(""), "job.epitaph") == 0
+    there = stored(server, RUN)
+    assert there == contents(folder(tmp_path).root)
+    report = json.loads(there["report.json"])
+    assert (report["status"], report["reason"]) == (
+        "interrupted",
+        "killed in phase train; run the same id again to go on",
+    )
+    assert len(report["history"]) >= 1
+    assert json.loads(there["status.json"])["status"] == "interrupted"
+    assert any(name.startswith("checkpoints/step-") for name in there)
+    assert b"killed in phase train" in there["logs/job.log"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [5])
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.exhaustive)])
 def test_kill_9_at_any_moment_then_again(
     tmp_path: Path, server: ObjectStorage, bucket: WatchedBucket, kills: int
 ) -> None:
-    """Killed at moments spread over the run, the last one goes through: complete, and the manifest is true."""
-    for kill in range(kills):
-        with start(tmp_path) as process:
+    """Killed at moments drawn by chance, the last one goes through: complete, and the manifest is true."""
+    draw, epochs = random.Random(kills), f"train.epochs={2 * kills}"
+    for _ in range(kills):
+        with start(tmp_path, epochs) as process:
             assert process.stdout is not None
-            for number, _ in enumerate(process.stdout):
-                if number == 3 + 4 * kill:
-                    process.kill()
-                    break
+            for _ in itertools.islice(process.stdout, draw.randrange(2, 14)):
+                pass
+            time.sleep(draw.uniform(0.0, 0.1))
+            process.kill()
             process.stdout.read()
-    with start(tmp_path) as process:
+    with start(tmp_path, epochs) as process:
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert stored(server, RUN) == contents(folder(tmp_path).root)

@@ -6,6 +6,8 @@ of meaning raises VERSION. Fractions are 0–1, times are seconds, and what is n
 
 import json
 import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -416,6 +418,19 @@ class Report(Record):
         if self.accuracy != (None if self.test is None else self.test.accuracy):
             raise ValueError("accuracy differs from test.accuracy")
         return self
+
+
+def moment(seconds: float) -> Moment:
+    """Unix seconds, as a report writes them."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def trained(lines: Iterable[dict[str, Any]]) -> tuple[tuple[Epoch, ...], tuple[Loss, ...]]:
+    """Of metrics.jsonl: a record for each epoch, and one for each running loss."""
+    kinds: dict[str, list[dict[str, Any]]] = {"epoch": [], "loss": []}
+    for line in lines:
+        kinds[line["kind"]].append({name: value for name, value in line.items() if name != "kind"})
+    return tuple(Epoch(**line) for line in kinds["epoch"]), tuple(Loss(**line) for line in kinds["loss"])
 
 
 def clean(value: Any) -> Any:

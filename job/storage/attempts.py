@@ -51,8 +51,9 @@ CURES = {
 class Damaged(StoreError):
     """What is stored, or was read, is not what was sent. Doing all of it again may help."""
 
-    def __init__(self, where: str, what: str) -> None:
-        super().__init__(where, what, "it is tried again later; if it lasts, tell the storage's support", final=False)
+    def __init__(self, where: str, what: str, request: str) -> None:
+        cure = "it is tried again later; if it lasts, tell the storage's support"
+        super().__init__(where, f"{what}, {request}", cure, final=False)
 
 
 def attempt(where: str, call: Callable[[str], Result]) -> Result:
@@ -98,6 +99,11 @@ def told(where: str, error: Exception, ask: str) -> StoreError | None:
         what = f"no answer: {_innermost(error)}, opc-client-request-id {ask}"
         return StoreError(where, what, "check the network, the region and the endpoint", final=False)
     return None
+
+
+def traced(headers: Any) -> str:
+    """By which of the service's log lines an answer can be found."""
+    return f"opc-request-id {headers.get('opc-request-id')}"
 
 
 def _refused(where: str, error: Any, ask: str) -> StoreError:

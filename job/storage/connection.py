@@ -6,7 +6,8 @@ from typing import Any
 import oci.exceptions
 
 from job.auth import Credentials
-from job.storage.attempts import attempt
+from job.storage.attempts import attempt, traced
+from job.storage.store import StoreError
 
 NOT_THERE = 404
 
@@ -22,8 +23,24 @@ class Connection:
     """Seconds without a byte after which a request is given up."""
 
 
+class AbsentError(StoreError):
+    """There is no such object; a missing bucket or right is another error. `request` is who said so."""
+
+    def __init__(self, where: str, request: str) -> None:
+        super().__init__(where, f"there is no such object, {request}", "check the name and the prefix", final=True)
+        self.request = request
+
+
 def look(connection: Connection, key: str, where: str) -> Any:
-    """The headers of an object, or None if there is none. A missing bucket or right is an error, not an absence."""
+    """The headers of an object, or None if there is none."""
+    try:
+        return describe(connection, key, where)
+    except AbsentError:
+        return None
+
+
+def describe(connection: Connection, key: str, where: str) -> Any:
+    """The headers of an object. AbsentError if there is none."""
     place = (connection.namespace, connection.bucket, key)
 
     def call(ask: str) -> Any:
@@ -38,7 +55,7 @@ def look(connection: Connection, key: str, where: str) -> Any:
         except oci.exceptions.ServiceError as error:
             if error.code != "ObjectNotFound":
                 raise
-            return None
+            raise AbsentError(where, traced(error.headers)) from None
         return answer.headers
 
     return attempt(where, call)

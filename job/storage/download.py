@@ -17,10 +17,10 @@ import oci.exceptions
 import urllib3
 
 from job.runfolder import sha256
-from job.storage.attempts import Damaged, anew, attempt
-from job.storage.connection import Connection, look
+from job.storage.attempts import Damaged, anew, attempt, traced
+from job.storage.connection import Connection, describe
 from job.storage.pace import Pace
-from job.storage.store import StoreError, refusals, unfinished
+from job.storage.store import refusals, unfinished
 
 CHUNK = 16 * 2**20  # bytes of a range
 PARALLEL = 8  # ranges at once; each holds a piece
@@ -31,16 +31,14 @@ def get(connection: Connection, key: str, where: str, path: Path) -> None:
     """The whole object under `path`, or an error and `path` as it was."""
 
     def call() -> None:
-        there = look(connection, key, where)
-        if there is None:
-            raise StoreError(where, "there is no such object", "check the name and the prefix", final=True)
+        there = describe(connection, key, where)
         with refusals(path):
             unfinished = _Unfinished(path, f"{where} {there['etag']} {there['content-length']} {CHUNK}")
             with unfinished:
                 _fill(connection, key, where, there, unfinished)
             if not _is_right(there, unfinished.data):
                 unfinished.forget()
-                raise Damaged(where, "what was read has another checksum")
+                raise Damaged(where, "what was read has another checksum", traced(there))
             unfinished.keep(path)
 
     anew(call)
@@ -106,8 +104,13 @@ def _fill(connection: Connection, key: str, where: str, there: Any, unfinished: 
         unfinished.note(chunk)
 
     with ThreadPoolExecutor(min(PARALLEL, max(1, len(chunks))), "download") as pool:
-        for each in [pool.submit(fetch, chunk) for chunk in chunks]:
-            each.result()
+        futures = [pool.submit(fetch, chunk) for chunk in chunks]
+        try:
+            for each in futures:
+                each.result()
+        except BaseException:  # a signal, too: the pool waits for what is under way, and for no more
+            stop.set()
+            raise
 
 
 def _range(
@@ -119,7 +122,7 @@ def _range(
         answer = connection.client.get_object(*place, **asked)
     except oci.exceptions.ServiceError as error:
         if error.status in (412, 416):
-            raise Damaged(where, "it was replaced while it was read") from error
+            raise Damaged(where, "it was replaced while it was read", traced(error.headers)) from error
         raise
     with contextlib.closing(answer.data):
         at, pace = start, Pace(connection.timeout)

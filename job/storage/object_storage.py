@@ -15,7 +15,7 @@ from typing import Any
 from job import auth
 from job.errors import UsageError
 from job.storage import download, upload
-from job.storage.attempts import Damaged, anew, attempt
+from job.storage.attempts import Damaged, anew, attempt, traced
 from job.storage.connection import Connection, look
 from job.storage.store import TIMEOUT, Entry, StoreError
 
@@ -64,12 +64,13 @@ class ObjectStore:
     def list(self, prefix: str = "") -> list[Entry]:
         connection, found, start = self.connection(), [], None
         while True:
-            page = self._page(connection, self._prefix + prefix, start)
+            answer = self._page(connection, self._prefix + prefix, start)
+            page = answer.data
             found += [Entry(o.name.removeprefix(self._prefix), int(o.size), o.etag) for o in page.objects]
             if page.next_start_with is None:
                 return sorted(found, key=lambda entry: entry.name)
             if page.next_start_with <= max([start or "", *(entry.name for entry in page.objects)]):
-                raise StoreError(self.uri, "its list repeats a page", "it is tried again later", final=False)
+                raise Damaged(self.uri, "its list repeats a page", traced(answer.headers))
             start = page.next_start_with
 
     def exists(self, name: str) -> bool:
@@ -93,7 +94,7 @@ class ObjectStore:
             attempt(where, functools.partial(delete, there["etag"]))
             after = look(connection, key, where)
             if after is not None and after["etag"] == there["etag"]:
-                raise Damaged(where, "it was not deleted, though the service said so")
+                raise Damaged(where, "it was not deleted, though the service said so", traced(after))
 
         anew(call)
 
@@ -143,7 +144,7 @@ class ObjectStore:
                 fields="name,size,etag",
                 opc_client_request_id=ask,
                 **options,
-            ).data
+            )
 
         return attempt(self.uri, call)
 

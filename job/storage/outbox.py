@@ -5,7 +5,8 @@ whole, a copy where they grow) and notes it in the journal; `bulk` and `live` se
 moment, a lost journal or another machine's work in between end the same way: what is not known to be stored is sent.
 
     checkpoints/latest.json   only names what is stored and verified, and what a resume needs beside it is there
-    checkpoints/step-*.pt     deleted from the store only after a pointer that does not name them is verified
+    checkpoints/step-*.pt     deleted from the store only after a pointer that does not name them is verified; what a
+                              disk that ran short gave up before `keep` did stays until the run is complete
     manifest.json             last, once every file it names is there with its bytes
 
 RUN/.outbox/  journal.jsonl · files/ (snapshots) · state.json and uploader.log (of `uploader`)
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from job.errors import JobError
-from job.runfolder import RunFolder, files_of, read_pointer
+from job.runfolder import RunFolder, files_of, place, read_pointer
 from job.storage.journal import Item, Stored
 from job.storage.lease import in_memory, scratch
 from job.storage.snapshots import LOG, METRICS, POINTER, Snapshots, is_checkpoint
@@ -217,6 +218,8 @@ class Outbox:
             if not local:
                 return None
             if all(self._is_stored(entry) for entry in local):
+                if older := self._older(local):
+                    return None if [*local, *older] == published else ([*local, *older], None)
                 # the file may have been replaced since `local` was read: then the next round takes it in
                 same = item is not None and read_pointer(self.snapshots.files / item.file) == local
                 return (local, item) if same else None
@@ -283,6 +286,13 @@ class Outbox:
             if name.startswith(SWEPT):
                 self.store.delete(name)
         return self._send(MANIFEST)
+
+    def _older(self, local: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What the store still has of the `keep` newest, and the folder has not. A manifest names the folder's own."""
+        if (self.root / MANIFEST).exists():
+            return []
+        older = [entry for entry in self.journal.published if place(entry) < place(local[-1])]
+        return [entry for entry in older if self._is_stored(entry)][: max(0, self.keep - len(local))]
 
     def _is_stored(self, entry: dict[str, Any]) -> bool:
         known = [(self.journal.stored.get(f"checkpoints/{one['file']}"), one["sha256"]) for one in files_of(entry)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import DataError, JobError, UsageError
-from job.runfolder import RunFolder, files_of, is_hidden, read_pointer, sha256, write_json
+from job.runfolder import RunFolder, files_of, is_hidden, place, read_pointer, sha256, write_json
 from job.storage.store import Store, open_store
 
 POINTER, MANIFEST = "checkpoints/latest.json", "manifest.json"
@@ -34,7 +34,7 @@ def adopt(store: Store, folder: RunFolder, *, resume: bool) -> str:
         return "kept"
     entries = _pointer(store)
     here = [entry for entry in read_pointer(folder.root / POINTER) if _is_whole(folder, entry)]
-    ahead = [entry for entry in entries if not here or _place(entry) > _place(here[0])]
+    ahead = [entry for entry in entries if not here or place(entry) > place(here[0])]
     for entry in ahead:
         names = [one["file"] for one in files_of(entry)]
         if any(store.head(f"checkpoints/{name}") is None for name in names):
@@ -183,10 +183,6 @@ def _check_pointer(target: Path) -> Iterator[str]:
 def _is_whole(folder: RunFolder, entry: dict[str, Any]) -> bool:
     files = [(folder.checkpoints / one["file"], one["sha256"]) for one in files_of(entry)]
     return all(path.is_file() and sha256(path) == digest for path, digest in files)
-
-
-def _place(entry: dict[str, Any]) -> tuple[int, int]:
-    return int(entry.get("epoch", 0)), int(entry.get("step", 0))
 
 
 def _cache() -> Path:

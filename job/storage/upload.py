@@ -17,8 +17,8 @@ from typing import IO, Any
 import oci.exceptions
 
 from job.errors import JobError
-from job.storage.attempts import Damaged, anew, attempt
-from job.storage.connection import Connection, look
+from job.storage.attempts import Damaged, anew, attempt, traced
+from job.storage.connection import AbsentError, Connection, describe, look
 from job.storage.pace import PacedBody
 from job.storage.store import Entry, StoreError
 
@@ -29,6 +29,7 @@ SMALLEST_PART = 10 * 2**20  # what the service wants of each but the last; a lar
 MOST_PARTS = 9_000  # the service takes 10,000
 PARALLEL = 8  # parts at once; each holds a buffer of 64 KiB
 PIECE = 2**20
+LOST = "it was not stored, though the service said so"
 
 _active: set[str] = set()  # ids of this process's uploads
 _active_lock = threading.Lock()
@@ -65,7 +66,10 @@ def put(connection: Connection, path: Path, key: str, where: str, name: str) -> 
             _put_in_parts(connection, path, key, where, sums, meta)
         else:
             attempt(where, lambda ask: _put_at_once(connection, path, key, sums, meta, ask))
-        there = look(connection, key, where)
+        try:
+            there = describe(connection, key, where)
+        except AbsentError as absent:
+            raise Damaged(where, LOST, absent.request) from None
         verify(there, sums, where)
         return Entry(name, sums.size, there["etag"])
 
@@ -84,7 +88,7 @@ def put_if(
         condition = {"if_none_match": "*"} if expected[0] is None else {"if_match": expected[0]}
         told = None
         try:
-            told = _put_at_once(connection, path, key, sums, meta, ask, **condition)["etag"]
+            told = _put_at_once(connection, path, key, sums, meta, ask, **condition)
         except oci.exceptions.ServiceError as error:
             if error.status != 412:  # noqa: PLR2004 - precondition failed
                 raise
@@ -94,8 +98,8 @@ def put_if(
             verify(there, sums, where)
             return Entry(name, sums.size, there["etag"])
         if told is not None and (None if there is None else there["etag"]) == expected[0]:
-            raise Damaged(where, "it was not stored, though the service said so")
-        return None if told is None else Entry(name, sums.size, told)  # somebody else has replaced it since
+            raise Damaged(where, LOST, traced(told))
+        return None if told is None else Entry(name, sums.size, told["etag"])  # somebody else has replaced it since
 
     return anew(lambda: attempt(where, call))
 
@@ -134,14 +138,12 @@ def _part_md5(file: IO[bytes], length: int, whole: "hashlib._Hash") -> bytes:
 
 def verify(there: Any, sums: Sums, where: str) -> None:
     """What the service says of the object against what is known of the file."""
-    if there is None:
-        raise Damaged(where, "it was not stored, though the service said so")
     if int(there["content-length"]) != sums.size:
-        raise Damaged(where, f"{there['content-length']} of {sums.size} bytes were stored")
+        raise Damaged(where, f"{there['content-length']} of {sums.size} bytes were stored", traced(there))
     if there.get("opc-multipart-md5" if sums.in_parts else "content-md5") != sums.md5:
-        raise Damaged(where, "what was stored has another MD5")
+        raise Damaged(where, "what was stored has another MD5", traced(there))
     if there.get("opc-meta-sha256") != sums.sha256:
-        raise Damaged(where, "what was stored has another SHA-256")
+        raise Damaged(where, "what was stored has another SHA-256", traced(there))
 
 
 def _put_at_once(
@@ -236,7 +238,8 @@ class _Parts:
                 if error.code == "NoSuchUpload":  # committed, and the answer got lost; what is stored is looked at next
                     return None
                 if error.code == "InvalidUploadPart":
-                    raise Damaged(self._where, "a part was not stored, though the service said so") from error
+                    what = "a part was not stored, though the service said so"
+                    raise Damaged(self._where, what, traced(error.headers)) from error
                 raise
 
         return attempt(self._where, call)

@@ -14,6 +14,7 @@ import os
 import random
 import secrets
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -35,6 +36,8 @@ FINAL_EVERY = 300.0  # seconds between two tries of what was refused: rights can
 ROUND, LAST_ROUND = 1.0, 0.1  # seconds between two looks at the folder, while the run goes on and after
 ROUNDS = 10  # looks without anything to send after which what is left cannot be sent
 ORPHANED = 120.0  # seconds that an uploader goes on when its run was killed
+MOURNING = 20.0  # seconds in which torchrun has started it again; after that it counts as over
+LAST_WORDS = 60.0  # seconds that a report may take to be written
 
 
 class Uploader:
@@ -276,8 +279,11 @@ def write_state(folder: RunFolder, state: dict[str, Any]) -> None:
         beside.replace(path)
 
 
-def serve(uploader: Uploader, commands: TextIO) -> int:
-    """Until everything is stored after "over", or the store refuses, or nobody is there any more."""
+def serve(uploader: Uploader, commands: TextIO, last_words: str | None = None) -> int:
+    """Until everything is stored after "over", or the store refuses, or nobody is there any more.
+
+    `last_words` is the module that sums up a run which was killed.
+    """
     gone = threading.Event()
     threading.Thread(target=_listen, args=(uploader, commands, gone), daemon=True).start()
     uploader.start()
@@ -289,6 +295,10 @@ def serve(uploader: Uploader, commands: TextIO) -> int:
             if time.monotonic() - orphaned > ORPHANED or _is_taken(uploader.folder):
                 code = 4
                 break
+            if time.monotonic() - orphaned > MOURNING and not uploader.over.is_set():
+                if last_words is not None:
+                    _sum_up(uploader.folder, last_words)
+                uploader.end()
         state = uploader.state()
         if state != written:
             write_state(uploader.folder, state)
@@ -305,7 +315,12 @@ def _listen(uploader: Uploader, commands: TextIO, gone: threading.Event) -> None
             uploader.end()
     if not uploader.over.is_set():
         gone.set()
-        uploader.end()
+
+
+def _sum_up(folder: RunFolder, module: str) -> None:
+    """Without it the rest goes up all the same."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run([sys.executable, "-m", module, str(folder.root)], check=False, timeout=LAST_WORDS)
 
 
 def _is_taken(folder: RunFolder) -> bool:
@@ -325,12 +340,14 @@ def main() -> None:
     parser.add_argument("--keep", type=int, required=True)
     parser.add_argument("--adopt", choices=("never", "spec", "resume"), default="never")
     parser.add_argument("--strict", action="store_true")
+    parser.add_argument("--last-words", metavar="MODULE")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # the run hears them, and tells when it is over
         signal.signal(number, signal.SIG_IGN)
     folder = RunFolder(options.folder)
     with alone(folder):
-        code = serve(Uploader(folder, options.uri, options.keep, options.adopt, strict=options.strict), sys.stdin)
+        uploader = Uploader(folder, options.uri, options.keep, options.adopt, strict=options.strict)
+        code = serve(uploader, sys.stdin, options.last_words)
     os._exit(code)  # threads that wait for a dead network are not waited for
 
 

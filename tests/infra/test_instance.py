@@ -82,6 +82,23 @@ def test_a_job_that_fails(machine: Machine, oracle: Oracle) -> None:
     assert machine.status()["reason"] == "the job left with 1"
 
 
+@pytest.mark.parametrize(("exits", "left"), [("137", True), ("139", True), ("1", True), ("137", False)])
+def test_what_a_killed_job_left_goes_up(machine: Machine, oracle: Oracle, exits: str, left: bool) -> None:
+    """Where there is something, and where the job has not done it by itself."""
+    folder = machine.root / f"var/lib/gpu-job/work/runs/{RUN_ID}/.outbox"
+    if left:
+        folder.mkdir(parents=True)
+    machine.tell("exits", f"{exits}\n9\n")
+    machine.first_boot()
+    calls = [call for call in machine.read("engine.log").splitlines() if "--name gpu-job" in call]
+    assert (len(calls) == 2) == (left and exits != "1")
+    if len(calls) == 2:
+        assert calls[1].endswith(f" upload /work/runs/{RUN_ID}")
+        assert "--device=nvidia.com/gpu=all" not in calls[1], "the GPU may be what is broken"
+    assert machine.status()["reason"] == f"the job left with {exits}"
+    assert oracle.terminated == 1
+
+
 def test_the_message_of_a_good_end(machine: Machine, oracle: Oracle) -> None:
     machine.seconds_later(1800)
     machine.first_boot()

@@ -13,6 +13,7 @@ from typing import Any
 REFUSALS = {
     "401": (401, "NotAuthenticated", "The required information to complete authentication was not provided."),
     "skew": (401, "NotAuthenticated", "The Date header differs from the server's clock by more than five minutes."),
+    "403": (403, "NotAllowed", "The operation is not allowed."),
     "404": (404, "NotAuthorizedOrNotFound", "Authorization failed or requested resource not found."),
     "bucket": (404, "BucketNotFound", "The bucket does not exist, or you are not authorized to access it."),
     "409": (409, "ConcurrentObjectUpdate", "The object is being written by somebody else."),
@@ -22,6 +23,7 @@ REFUSALS = {
     "503": (503, "ServiceUnavailable", "The service is unavailable."),
     "quota": (400, "QuotaExceeded", "The storage quota of the compartment is used up."),
 }
+FINAL = ("401", "skew", "403", "404", "bucket", "412", "quota")  # of these: the same request would be refused again
 # The others: the connection, the clock, or a lie about what was stored or is sent
 OTHERS = (
     "reset_before",  # the connection is reset before anything is read

@@ -8,11 +8,10 @@ import pytest
 from job.storage import attempts, download, pace, upload
 from job.storage.object_storage import ObjectStore, open_uri
 from job.storage.store import StoreError
-from tests.object_storage.faults import OTHERS, REFUSALS
+from tests.object_storage.faults import FINAL, OTHERS, REFUSALS
 from tests.object_storage.server import ObjectStorage
 from tests.storage.files import LARGE, SMALL, back, written
 
-FINAL = ("401", "skew", "404", "bucket", "412", "quota")
 PASSING = tuple(kind for kind in (*REFUSALS, *OTHERS) if kind not in FINAL)
 
 

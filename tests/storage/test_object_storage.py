@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from job.errors import UsageError
+from job.errors import Interrupted, UsageError
+from job.interrupt import StopFlag
 from job.storage import download, upload
 from job.storage.object_storage import ObjectStore, open_uri
 from job.storage.store import StoreError, open_store
@@ -178,6 +180,28 @@ from job.storage.store import open_store
 download.CHUNK = 50_000
 open_store("oci://bucket@space/runs").get("a", Path(sys.argv[1]))
 """
+
+
+def test_a_signal_leaves_a_download_that_the_next_one_goes_on_with(
+    store: ObjectStore, server: ObjectStorage, tmp_path: Path
+) -> None:
+    content = os.urandom(30_000)
+    store.put(written(tmp_path / "file", content), "a")
+    server.faults.latency = 0.05
+
+    def signalled() -> None:
+        while server.count("get") < 6:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=signalled).start()
+    with StopFlag().installed() as stop, pytest.raises(Interrupted), stop.at_once():
+        store.get("a", tmp_path / "back")
+    before = server.count("get")
+    assert before < 15, "what is under way is waited for, and no more"
+    server.faults.clear()
+    assert back(store, "a", tmp_path) == content
+    assert server.count("get") == 30
 
 
 def test_a_killed_download_goes_on(store: ObjectStore, server: ObjectStorage, tmp_path: Path) -> None:

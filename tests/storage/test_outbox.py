@@ -1,5 +1,6 @@
 """What reaches the store, in which order, whatever happens on the way."""
 
+import contextlib
 import json
 import os
 import random
@@ -219,6 +220,62 @@ def test_the_old_checkpoint_goes_after_the_new_pointer(run: Run) -> None:
         "step-00000002.pt",
         "step-00000003.pt",
     ]
+
+
+def test_what_a_short_disk_gives_up_stays_in_the_store(run: Run) -> None:
+    """The folder has room for two checkpoints, `keep` is four; the manifest of a complete run names the folder's."""
+    run.outbox.keep = 4
+
+    def stored() -> list[int]:
+        for _ in range(8):
+            run.now += LIVE_EVERY
+            run.step()
+        named = [entry["file"] for entry in read_pointer(run.store.root / "checkpoints/latest.json")]
+        assert sorted(named) == sorted(path.name for path in (run.store.root / "checkpoints").glob("*.pt"))
+        return [int(name[5:13]) for name in named]
+
+    for number in range(1, 7):
+        run.save()
+        assert stored() == list(range(number, max(0, number - 4), -1))
+    assert run.outbox.unsent() == {}, "nothing is missed"
+    run.open()  # a new process
+    run.outbox.keep = 4
+    assert stored() == [6, 5, 4, 3]
+    run.finish()
+    run.drain()
+    assert contents(run.store.root) == contents(run.folder.root)
+
+
+def test_what_is_refused_for_good_does_not_hold_up_the_rest(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone or beside others: everything else goes up, and then it is told, not before and not once only."""
+    put, refused = run.store.put, ["metrics.jsonl", "plots/curves.png"]
+
+    def refusing(path: Path, name: str) -> Entry:
+        if name in refused:
+            raise StoreError(name, "404 NotAuthorizedOrNotFound", "ask for a policy", final=True)
+        return put(path, name)
+
+    monkeypatch.setattr(run.store, "put", refusing)
+    run.save()
+    run.connect()
+    for _ in range(8):  # one at a time, while the run goes on
+        with contextlib.suppress(StoreError):
+            run.outbox.bulk()
+    assert "checkpoints/step-00000001.pt" in run.store.seen
+    run.finish()
+    run.outbox.over = True
+    told = []
+    for _ in range(12):
+        run.outbox.live()
+        try:
+            run.outbox.bulk()
+        except StoreError as error:
+            told.append(error.where)
+    assert set(run.outbox.unsent()) == {*refused, "manifest.json", "status.json"}
+    assert set(told) == set(refused)
+    refused.clear()
+    run.drain()
+    assert contents(run.store.root) == contents(run.folder.root)
 
 
 def test_a_store_that_will_not_delete_still_gets_everything_but_the_manifest(

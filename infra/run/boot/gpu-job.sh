@@ -167,20 +167,39 @@ own_work() {
   chmod 644 "$KEEP/spec.yaml"
 }
 
+contain() { # sets `contained`: the command that runs the image, closed but for the run's folder; FLAG…
+  contained=("$(engine)" run --rm --name gpu-job --pull=never --network=host --read-only
+    "--tmpfs=/tmp:rw,nosuid,nodev" --shm-size="$SHM_GB"g --ulimit=memlock=-1 --ulimit=stack=67108864
+    --cap-drop=ALL --security-opt=no-new-privileges --stop-timeout="$STOP_GRACE" "$@"
+    --volume="$KEEP/work:/work" --volume="$KEEP/spec.yaml:/spec.yaml:ro" --workdir=/work
+    --env-file="$ETC/job.env" --env="JOB_LAUNCHED=$(date -d "$LAUNCHED" +%s)" --env="JOB_DEADLINE=$((DEADLINE - 2 * STOP_GRACE))"
+    "$IMAGE")
+}
+
 run() {
-  local words
+  local words contained
   mapfile -t words <"$ETC/command"
   phase running
   [[ -s $STATE/started ]] || now >"$STATE/started"
   exec >>"$LOG/job.log" 2>&1
   "$(engine)" rm -f gpu-job >/dev/null 2>&1 || true
   # shellcheck disable=SC2046 # flags are words
-  exec "$(engine)" run --rm --name gpu-job --pull=never --network=host --read-only \
-    --tmpfs=/tmp:rw,nosuid,nodev --shm-size="$SHM_GB"g --ulimit=memlock=-1 --ulimit=stack=67108864 \
-    --cap-drop=ALL --security-opt=no-new-privileges --stop-timeout="$STOP_GRACE" $(gpu_flags) \
-    --volume="$KEEP/work:/work" --volume="$KEEP/spec.yaml:/spec.yaml:ro" --workdir=/work \
-    --env-file="$ETC/job.env" --env="JOB_LAUNCHED=$(date -d "$LAUNCHED" +%s)" --env="JOB_DEADLINE=$((DEADLINE - 2 * STOP_GRACE))" \
-    "$IMAGE" "${words[@]}"
+  contain $(gpu_flags)
+  exec "${contained[@]}" "${words[@]}"
+}
+
+bring_up() { # a container that was killed, for want of memory for example, has left its last checkpoint here
+  local folder contained code
+  code=$(recall "$STATE/exit" 0)
+  ((NODE_RANK == 0)) || return 0
+  case $code in 0 | 1 | 2 | 3 | 4 | 75) return 0 ;; esac # the job has done what it could
+  for folder in "$KEEP"/work/*/"$RUN_ID"; do
+    [[ -d $folder/.outbox ]] || continue
+    say "bringing up what the job left"
+    "$(engine)" rm -f gpu-job >/dev/null 2>&1 || true
+    contain
+    timeout "$STOP_GRACE" "${contained[@]}" upload "/work/${folder#"$KEEP/work/"}" >>"$LOG/job.log" 2>&1 || true
+  done
 }
 
 stopped() { # systemd says how in EXIT_STATUS, and starts gpu-job.service again on 75 by itself
@@ -266,6 +285,7 @@ end() {
     fi
   fi
   timeout $((STOP_GRACE + 30)) systemctl stop gpu-job.service || true
+  bring_up
   timeout 120 "$0" report || true
   if [[ -n $TOPIC_ID && ! -e $STATE/told ]] && { ((NODE_RANK == 0)) || [[ -e $STATE/speaks ]]; }; then
     message >"$STATE/message" || true
