@@ -91,6 +91,16 @@ def test_asking_for_a_gpu_that_is_not_there() -> None:
         choose(Train(device="cuda"), batch_norm=True)
 
 
+def test_what_is_compiled_on_cpu_is_fp32_unless_the_spec_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "native_bf16", lambda: True)
+    found = choose(Train(device="cpu", compile=True), batch_norm=True)
+    assert (found.precision, found.reasons["precision"]) == (
+        "fp32",
+        "compiled bf16 gives some networks NaN gradients on CPU",
+    )
+    assert choose(Train(device="cpu", compile=True, precision="bf16"), batch_norm=True).precision == "bf16"
+
+
 @pytest.mark.parametrize(
     ("native", "batch_norm", "precision"), [(True, True, "bf16"), (True, False, "fp32"), (False, True, "fp32")]
 )
