@@ -55,6 +55,14 @@ case "$*" in
 esac""",
     "nvidia-ctk": 'echo "nvidia-ctk $*" >>"$ROOT/engine.log"',
 }
+PLACES = {  # where the script finds what is elsewhere on a real machine
+    "GPU_JOB_ETC": "etc/gpu-job",
+    "GPU_JOB_STATE": "run/gpu-job",
+    "GPU_JOB_KEEP": "var/lib/gpu-job",
+    "GPU_JOB_LOG": "var/log/gpu-job",
+    "GPU_JOB_LIB": "usr/local/lib/gpu-job",
+    "GPU_JOB_UNITS": "etc/systemd/system",
+}
 HEALTHY = "580.95.05, 0, Not Active, Not Active, NVIDIA A10\n"
 
 
@@ -72,7 +80,7 @@ class Machine:
         for name in TOOLS:
             found = shutil.which(name)
             assert found, name
-            (root / "bin" / name).symlink_to(found)
+            (root / "bin" / name).symlink_to(Path(found).resolve())  # not by way of /etc/alternatives
         for name, body in FAKES.items():
             self.fake(name, body.replace("DATE", shutil.which("date") or "date"))
         for name, body in LATER_FAKES.items():
@@ -83,6 +91,16 @@ class Machine:
         self.tell("gpus", HEALTHY)
         self.tell("exits", "0\n")
         self.seen = self.repeats = 0
+        self.container: list[str] = []  # a command that runs another one in a container
+
+    def contain(self, namespaces: list[str]) -> None:
+        """From here on all runs in a container, where the files are at their own places."""
+        new = self.root.with_name(f"{self.root.name}-container")
+        for folder in (new, *(self.root / name for name in ("run", "var", "usr/local/sbin", "tmp"))):
+            folder.mkdir(parents=True, exist_ok=True)
+        script = str(Path(__file__).with_name("contain.sh"))
+        unshare = [shutil.which("unshare") or "unshare", *namespaces, "--", shutil.which("bash") or "bash", script]
+        self.container = [*unshare, str(new), str(self.root), sys.prefix, sys.base_prefix, "--"]
 
     def fake(self, name: str, body: str, folder: str = "bin") -> None:
         path = self.root / folder / name
@@ -110,20 +128,18 @@ class Machine:
             "PATH": str(root / "bin"),
             "ROOT": str(root),
             "TMPDIR": str(root / "tmp"),
-            "GPU_JOB_ETC": str(root / "etc/gpu-job"),
-            "GPU_JOB_STATE": str(root / "run/gpu-job"),
-            "GPU_JOB_KEEP": str(root / "var/lib/gpu-job"),
-            "GPU_JOB_LOG": str(root / "var/log/gpu-job"),
-            "GPU_JOB_LIB": str(root / "usr/local/lib/gpu-job"),
-            "GPU_JOB_UNITS": str(root / "etc/systemd/system"),
             "GPU_JOB_DEV": str(root / "dev"),
             "GPU_JOB_ENDPOINT": self.oracle.url,
             "OCI_METADATA_BASE_URL": f"{self.oracle.url}/node-{self.node}/opc/v2",
             **extra,
         }
         (root / "tmp").mkdir(exist_ok=True)
-        script = str(root / "usr/local/sbin/gpu-job")
-        done = subprocess.run([script, *words], env=env, capture_output=True, text=True, check=False, timeout=300)
+        if self.container:
+            command = [*self.container, "/usr/local/sbin/gpu-job"]
+        else:
+            command = [str(root / "usr/local/sbin/gpu-job")]
+            env = {name: str(root / place) for name, place in PLACES.items()} | env
+        done = subprocess.run([*command, *words], env=env, capture_output=True, text=True, check=False, timeout=300)
         self.output = done.stdout + done.stderr
         return done.returncode
 
