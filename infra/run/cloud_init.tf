@@ -47,13 +47,17 @@ locals {
     JOB_RENDEZVOUS = local.rendezvous
   })]
 
+  # First boot: bootcmd arms an early watchdog before the network is up; write_files lays files down; runcmd arms the
+  # real watchdog (absolute, so that a reboot does not set it back) and starts gpu-job-boot. Later boots: systemd alone
+  # starts gpu-job-deadline.timer, gpu-job-beat.timer and gpu-job-boot.service; cloud-init writes nothing again.
+  # No secret is in there: every process on the instance can read it. OCI takes 16 KB: comments stay here.
   user_data = [for node in range(var.nodes) : templatefile("${path.module}/cloud-init.yaml.tftpl", {
     max_duration = var.max_duration
     stop_grace   = var.stop_grace
     env          = base64encode(join("", [for name, value in local.instance_env[node] : "${name}='${value == null ? "" : value}'\n"]))
     job_env      = base64encode(join("", [for name, value in local.container_env[node] : "${name}=${value}\n"]))
     command      = base64encode("${join("\n", local.command)}\n")
-    script       = base64gzip(file("${path.module}/boot/gpu-job.sh"))
+    script       = base64gzip(replace(file("${path.module}/boot/gpu-job.sh"), "/\n[ \t]*#[^\n]*/", ""))
     oci          = base64gzip(file("${path.module}/boot/oci.py"))
   })]
 }
