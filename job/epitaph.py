@@ -5,23 +5,19 @@
 What stands in the folder becomes a partial report, and status.json says that nobody works on it any more.
 """
 
-import contextlib
-import fcntl
-import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from job.results import schema
 from job.results.report import write_report
-from job.runfolder import RunFolder, read_lines, write_status
+from job.runfolder import RunFolder, read_lines, read_status, seized, write_status
 from job.spec.load import parse, resolved, spec_hash
 
 
 def write(folder: RunFolder) -> None:
     """Nothing where the run ended by itself. Nobody else may be writing into the folder."""
-    last = _status(folder)
+    last = read_status(folder)
     if last.get("status") != "running" or not folder.spec.is_file():
         return
     known = {name: value for name, value in last.items() if name not in ("run_id", "time", "store", "status")}
@@ -48,18 +44,11 @@ def write(folder: RunFolder) -> None:
     write_report(folder, written, [])
 
 
-def _status(folder: RunFolder) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(folder.status.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}
-
-
 def main() -> None:
     folder = RunFolder(Path(sys.argv[1]))
-    with (folder.root / ".lock").open("a") as file, contextlib.suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the id may have been run again
-        write(folder)
+    with seized(folder) as lock:
+        if lock is not None:  # else the id has been run again
+            write(folder)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Whatever ends it, the folder then says so: status.json complete, interrupted or 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -22,7 +21,7 @@ from job.heartbeat import Heartbeat
 from job.interrupt import StopFlag
 from job.limits import IdleGpu, Limits, deadline
 from job.planning import Plan
-from job.runfolder import RunFolder, disk_errors, write_status
+from job.runfolder import RunFolder, disk_errors, seized, write_status
 from job.spec.load import Loaded, parse
 from job.spec.schema import Spec
 from job.training.distributed import ALONE, Brief, Ranks
@@ -204,20 +203,15 @@ def locked(folder: RunFolder) -> Iterator[None]:
 
     Worker processes are forked and would hold it for seconds after a kill: they close their copy first.
     """
-    path = folder.root / ".lock"
-    with disk_errors(path), path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                str(folder.root), "another process is running this id", "wait for it, or use another --run-id"
-            ) from None
-        LOCKS.add(file.fileno())
+    with disk_errors(folder.root / ".lock"), seized(folder) as lock:
+        if lock is None:
+            cure = "wait for it, or use another --run-id"
+            raise UsageError(str(folder.root), "another process is running this id", cure)
+        LOCKS.add(lock)
         try:
             yield
         finally:
-            LOCKS.remove(file.fileno())
-            fcntl.flock(file, fcntl.LOCK_UN)
+            LOCKS.remove(lock)
 
 
 def _log(folder: RunFolder, event: Event) -> None:

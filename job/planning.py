@@ -44,10 +44,6 @@ class Plan:
     ready: Ready | None
     seconds: dict[str, float]  # spent so far, by phase: data, tune
 
-    @property
-    def limit(self) -> tuple[float, str] | None:
-        return limit(self.loaded.spec)
-
 
 def limit(spec: Spec) -> tuple[float, str] | None:
     """Seconds after which the run has to stop, and by which key."""
@@ -208,8 +204,8 @@ def _cost_lines(made: Plan) -> list[tuple[str, str]]:
     if price is not None:
         kind = f"preemptible, {PREEMPTIBLE_PRICE:.0%} of list" if resources.preemptible else "list"
         lines.append(("shape", f"{resources.shape}, {price:.2f} USD/h ({kind} price of {table()[0]}, an estimate)"))
-    if made.limit is not None:
-        seconds, key = made.limit
+    if (end := limit(made.loaded.spec)) is not None:
+        seconds, key = end
         cost = "" if price is None else f", at most {seconds / 3600 * price:.2f} USD of the instance"
         lines.append(("limit", f"{seconds:,.0f} s by {key}{cost}"))
     return lines

@@ -6,6 +6,7 @@ report.{json,md,html} · plots/*.png · logs/job.log
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -177,10 +178,34 @@ def uploaded(folder: RunFolder) -> list[str]:
 
 def read_state(folder: RunFolder) -> dict[str, Any]:
     """What the uploader last said of itself; empty without one."""
+    return _object(folder.root / STATE)
+
+
+def read_status(folder: RunFolder) -> dict[str, Any]:
+    """What the run last said of itself; empty where it has not yet."""
+    return _object(folder.status)
+
+
+def _object(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        state = json.loads((folder.root / STATE).read_text(encoding="utf-8"))
-        return state if isinstance(state, dict) else {}
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
     return {}
+
+
+@contextlib.contextmanager
+def seized(folder: RunFolder) -> Iterator[int | None]:
+    """The lock of whoever works on the run, meanwhile: its file descriptor, or None where another process has it."""
+    with (folder.root / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        try:
+            yield file.fileno()
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def is_hidden(name: str) -> bool:

@@ -35,8 +35,9 @@ from job.spec.schema import Augment
 
 EVALUATION_BATCH = 512  # images; larger ones no longer help the CPU, and a GPU has room for them
 CHUNK = 2**18  # pixel values normalised at a time on CPU: 1 MiB of float32 stays in the core's own cache
-Waiting = Callable[[], AbstractContextManager[None]]  # entered while images are waited for; may raise to leave
 UPLOAD = 2**28  # bytes copied to the device at a time while a data set becomes resident
+
+Waiting = Callable[[], AbstractContextManager[None]]  # entered while images are waited for; may raise to leave
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ class TrainingBatches:
                 if self.coming is not None:
                     self.coming.reached(part.stop - begin)
                 yield batch
+        assert next(batches, None) is None
 
 
 _LATEST: "list[tuple[Split, str, _Resident]]" = []  # one at most

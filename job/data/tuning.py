@@ -225,18 +225,18 @@ def images_per_second(
 
 def reason(speed: float, search: Search) -> str:
     """The choice in words."""
-    rate, best = search.rate, f"nothing measured beside it is {1 - ALIKE:.0%} faster"
+    rate, beside = search.rate, f"nothing measured beside it is {1 - ALIKE:.0%} faster"
     if search.work is not None:
         words = f"trains at {speed:,.0f} images/s, {speed / rate:.0%} of what the network takes from memory"
         if speed >= NEVER_WAITS * rate:
             return f"{words}: it never waits"
-        return f"{words}; {best}"
+        return f"{words}; {beside}"
     ratio = speed / rate
     if speed >= search.needed:
         return f"brings {speed:,.0f} images/s, {ratio:.1f}× what the network takes: it never waits"
     if ratio >= 1:
-        return f"brings {speed:,.0f} images/s, {ratio:.1f}× what the network takes; {best}"
-    return f"brings {speed:,.0f} images/s; {best}, yet the network could take {rate:,.0f}: loading limits this run"
+        return f"brings {speed:,.0f} images/s, {ratio:.1f}× what the network takes; {beside}"
+    return f"brings {speed:,.0f} images/s; {beside}, yet the network could take {rate:,.0f}: loading limits this run"
 
 
 def _kind(settings: Settings) -> tuple[bool, int]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from job.errors import JobError
-from job.runfolder import OUTBOX, STATE, UNSEEN, RunFolder, is_hidden
+from job.runfolder import OUTBOX, STATE, UNSEEN, RunFolder, is_hidden, seized
 from job.storage import runs
 from job.storage.lease import Lease, LeaseError, in_memory, scratch
 from job.storage.outbox import Outbox
@@ -325,12 +325,8 @@ def _sum_up(folder: RunFolder, module: str) -> None:
 
 def _is_taken(folder: RunFolder) -> bool:
     """Another process has begun to run this id again."""
-    with (folder.root / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    with seized(folder) as lock:
+        return lock is None
 
 
 def main() -> None:
